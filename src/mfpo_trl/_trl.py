@@ -1,0 +1,158 @@
+"""The only file that knows what TRL, transformers and datasets keep private, and the contract that they must meet."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import trl
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOTrainer
+
+from .branches import gather_branches, label_positions, of_pairs
+from .rows import ROW_NUMBER, row_error
+
+CONTRACT = {
+    "__init__": (
+        "model ref_model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks "
+        "optimizers quantization_config peft_config"
+    ),
+    "_compute_loss": "model inputs return_outputs",
+    "compute_ref_log_probs": "model inputs",
+    "_prepare_dataset": "dataset processing_class args dataset_name",
+    "_set_signature_columns_if_needed": "",
+    "_remove_unused_columns": "dataset description",
+    "create_model_card": "model_name dataset_name tags",
+    "log": "logs start_time",
+}
+"""Every method of DPOTrainer that is called or overridden beyond its documented use, with its parameters."""
+
+PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+"""What TRL's fused LM head returns for every label position; None where nobody asked for it."""
+
+
+def check_contract() -> None:
+    """Raise RuntimeError when the installed TRL no longer has what is built upon.
+
+    A renamed method would not fail by itself: the trainer would silently run plain DPO.
+    """
+    for name, expected in CONTRACT.items():
+        method = getattr(DPOTrainer, name, None)
+        found = [] if method is None else list(inspect.signature(method).parameters)[1:]
+        if method is None or found != expected.split():
+            raise RuntimeError(
+                f"mfpo_trl does not know this version of TRL ({trl.__version__}): DPOTrainer.{name}({', '.join(found)}) "
+                f"{'is gone' if method is None else 'has other parameters'}. Install trl==1.16.0, or a newer mfpo_trl."
+            )
+
+
+class Replay:
+    """Stands in for the model inside TRL's own code: runs the real forward once, keeps what every branch got, and shows
+    TRL the chosen and rejected branches as if they were the two halves of its own batch.
+
+    Args:
+        model: the wrapped model, with TRL's fused LM head.
+        inputs: what the model reads, with `labels` or `shift_labels`.
+        branches, pairs: the tables of `mfpo_trl.branches`, (N, 3) and (B, 3).
+
+    After `score`, `outputs` holds the per-token outputs of each branch, (N, C).
+    """
+
+    def __init__(self, model: Callable[..., Any], inputs: dict[str, Any], branches: Tensor, pairs: Tensor):
+        self.model, self.inputs, self.branches, self.pairs = model, inputs, branches, pairs
+        self.outputs: SimpleNamespace | None = None
+
+    def __call__(self, *, fused_lm_head: bool = False, **_: Any) -> Any:
+        if not fused_lm_head:
+            return self.model(**{key: value for key, value in self.inputs.items() if not key.endswith("labels")})
+        if self.outputs is None:
+            self.score()
+        halves = {name: self._halves(getattr(self.outputs, name)) for name in PER_TOKEN_OUTPUTS}
+        return SimpleNamespace(**halves, aux_loss=self.outputs.aux_loss)
+
+    def score(self, **kwargs: Any) -> None:
+        """The one forward over all rows of all branches."""
+        outputs = self.model(**self.inputs, **kwargs, use_cache=False, fused_lm_head=True)
+        width = label_positions(self.inputs).size(1)
+        per_token = {name: getattr(outputs, name) for name in PER_TOKEN_OUTPUTS}
+        self.outputs = SimpleNamespace(
+            **{
+                # Prompt-learning adapters put virtual tokens before the row; the last `width` positions are the row's.
+                name: None if value is None else gather_branches(value[:, -width:], self.branches)
+                for name, value in per_token.items()
+            },
+            aux_loss=outputs.aux_loss,
+        )
+
+    @property
+    def logps(self) -> Tensor:
+        """Summed log-probability of each branch, (N,), in nats."""
+        return self.outputs.log_probs.sum(dim=1)
+
+    def preference_inputs(self) -> dict[str, Tensor]:
+        """The batch that TRL's loss believes in: 2B rows of one prompt token and a completion, C + 1 tokens long.
+        `attention_mask` is the real one: TRL reads it only to count the tokens that were processed."""
+        labelled = self._halves(gather_branches(label_positions(self.inputs), self.branches)).long()
+        completion_mask = torch.nn.functional.pad(labelled, (1, 0))
+        return {
+            "input_ids": torch.zeros_like(completion_mask),
+            "attention_mask": self.inputs["attention_mask"],
+            "completion_mask": completion_mask,
+        }
+
+    def _halves(self, per_branch: Tensor | None) -> Tensor | None:
+        if per_branch is None:
+            return None
+        return torch.cat([of_pairs(per_branch, self.pairs, "chosen"), of_pairs(per_branch, self.pairs, "rejected")])
+
+
+@contextmanager
+def reference_given(trainer: DPOTrainer) -> Iterator[None]:
+    """Make TRL's loss take the reference log-probabilities from the batch, as it does with a precomputed reference."""
+    before = trainer.precompute_ref_logps
+    trainer.precompute_ref_logps = True
+    try:
+        yield
+    finally:
+        trainer.precompute_ref_logps = before
+
+
+class NumberedRows(Dataset):
+    """A data set whose rows carry their number, and whose unreadable rows fail by name."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "NumberedRows":
+        """The same rows; nothing is copied."""
+        rows = cls(
+            dataset.data,
+            info=dataset.info.copy(),
+            split=dataset.split,
+            indices_table=dataset._indices,
+            fingerprint=dataset._fingerprint,
+        )
+        rows.set_format(**dataset.format)
+        return rows
+
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
+        """The rows at these positions, each with `row_number`; called by torch's data loader for a batch.
+
+        Raises:
+            ValueError: a row that `datasets` cannot decode; names the row and the field.
+        """
+        try:
+            rows = super().__getitems__(keys)
+        except Exception as error:
+            raise self._unreadable(keys, error) from error
+        return [{**row, ROW_NUMBER: int(key)} for key, row in zip(keys, rows, strict=True)]
+
+    def _unreadable(self, keys: list[int], error: Exception) -> Exception:
+        for key in keys:
+            for column in self.column_names:
+                try:
+                    self[column][int(key)]
+                except Exception as cause:
+                    return row_error({ROW_NUMBER: int(key)}, column, f"cannot be read: {cause}")
+        return error

@@ -1,0 +1,81 @@
+"""What is scored and where it lies in a batch.
+
+A *branch* is one (image variant, response) pair. The collator lays branches out in rows of tokens, and two tables travel
+with the batch so that everything behind the forward is the same code for every layout:
+
+- `branches`, (N, 3): row, start and length of each branch's labels. `start` counts in label positions: position `t` of a
+  row is the model's prediction of the token that follows token `t`.
+- `pairs`, (B, 3): for each sample the index of its chosen, rejected and corrupted branch, -1 where there is none.
+
+Shapes: B samples, N branches, R rows, T tokens of a row, W label positions of a row, C completion tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .losses import BRANCHES
+
+TABLE_KEYS = ("pairs", "branches")
+IGNORED_LABEL = -100
+
+
+def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Separate what the model reads from the tables: `(model inputs, branches (N, 3), pairs (B, 3))`."""
+    inputs = {key: value for key, value in batch.items() if key not in TABLE_KEYS}
+    return inputs, batch["branches"], batch["pairs"]
+
+
+def label_positions(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Where a row has a label, (R, W) bool: W = T for shifted labels and T - 1 for labels that the model shifts."""
+    if "shift_labels" in inputs:
+        return inputs["shift_labels"] != IGNORED_LABEL
+    return inputs["labels"][:, 1:] != IGNORED_LABEL
+
+
+def gather_branches(values: Tensor, branches: Tensor) -> Tensor:
+    """Cut every branch out of its row.
+
+    Args:
+        values: one value for each label position, shape (R, W), any dtype.
+        branches: row, start and length of each branch, shape (N, 3).
+
+    Returns:
+        Shape (N, C) with C the longest branch, left-aligned, zero (False) behind a branch's end. Differentiable.
+    """
+    row, start, length = branches.unbind(dim=1)
+    offsets = torch.arange(max(int(length.max()), 1), device=values.device)
+    positions = (start[:, None] + offsets).clamp(max=values.size(1) - 1)
+    inside = offsets < length[:, None]
+    return values[row[:, None], positions].masked_fill(~inside, 0)
+
+
+def of_pairs(per_branch: Tensor, pairs: Tensor, branch: str) -> Tensor:
+    """The values (N, ...) of one branch for every sample, (B, ...). Samples without it get another branch's value:
+    mask them with `has_branch`."""
+    return per_branch[pairs[:, BRANCHES.index(branch)].clamp(min=0)]
+
+
+def has_branch(pairs: Tensor, branch: str) -> Tensor:
+    """Which samples have the branch, (B,) bool."""
+    return pairs[:, BRANCHES.index(branch)] >= 0
+
+
+def from_preference_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tables to a batch in TRL's layout: 2B rows, first the chosen, then the rejected responses, with
+    `completion_mask` (2B, T). Its cached reference log-probabilities, if any, are left in place."""
+    shifted = batch["completion_mask"][:, 1:] != 0
+    rows, width = shifted.shape
+    positions = torch.arange(width, device=shifted.device)
+    start = torch.where(shifted, positions, width - 1).min(dim=1).values
+    end = torch.where(shifted, positions + 1, 0).max(dim=1).values
+    index = torch.arange(rows, device=shifted.device)
+    chosen, rejected = index.chunk(2)
+    tables = {
+        "pairs": torch.stack([chosen, rejected, torch.full_like(chosen, -1)], dim=1),
+        "branches": torch.stack([index, start, (end - start).clamp(min=0)], dim=1),
+    }
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED_LABEL)
+    return {**tables, **{k: v for k, v in batch.items() if k != "completion_mask"}, "labels": labels}

@@ -1,0 +1,283 @@
+"""Rows -> batch: read, check, corrupt, encode and lay out the branches that the terms read."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl import apply_chat_template, extract_prompt, is_conversational, prepare_multimodal_messages
+
+from .branches import IGNORED_LABEL
+from .dispreferred import DispreferredImages
+from .losses import BRANCHES
+from .rows import check_answers, enlarged, load_images, plain_text, row_error, without_none
+
+logger = logging.getLogger(__name__)
+
+PIXEL_BUDGET = 4096
+"""A `longest_edge` above this is a number of pixels (the Qwen-VL convention), not the length of a side."""
+
+
+@dataclass
+class EncodedPrompt:
+    """A prompt with its images, as the processor encodes it: per-token tensors (T,) and image tensors."""
+
+    tokens: dict[str, Tensor]
+    vision: dict[str, Tensor]
+
+
+@dataclass
+class Branch:
+    """One (image variant, response) pair: an encoded prompt and the ids of the completion."""
+
+    prompt: EncodedPrompt
+    completion: list[int]
+
+
+@dataclass
+class MFPOCollator:
+    """Data collator for preference rows with images.
+
+    Args:
+        processor: of the model; its tokenizer must have a padding token.
+        branches: what has to be scored, out of `chosen`, `rejected`, `corrupted` (`MFPOConfig.branches`).
+        dispreferred: makes the dispreferred images.
+        max_length: rows are cut to this many tokens; None cuts nothing.
+        pad_to_multiple_of: pad rows to a multiple of this many tokens.
+        add_eos: end every completion with the end-of-sequence token unless the chat template has closed it.
+
+    A call takes a list of B rows and returns a dict of tensors: what the model reads (`input_ids`, `attention_mask`,
+    `labels`, (R, T), and the processor's image tensors), and the tables `pairs` (B, 3) and `branches` (N, 3) that
+    `mfpo_trl.branches` describes. One row a branch: the chosen ones, then the rejected, then the corrupted.
+
+    ```python
+    >>> batch = MFPOCollator(processor)([row, row])
+    >>> batch["pairs"]  # chosen, rejected, corrupted branch of each sample
+    tensor([[0, 2, 4],
+            [1, 3, 5]])
+    >>> batch["branches"]  # row, first label position and number of labels of each branch
+    tensor([[ 0, 19,  7],
+            [ 1, 19,  7],
+            [ 2, 19,  5],
+            [ 3, 19,  5],
+            [ 4, 19,  7],
+            [ 5, 19,  7]])
+    ```
+
+    Raises:
+        ValueError: a row that cannot be used; the message names the row and the field.
+    """
+
+    processor: ProcessorMixin
+    branches: Sequence[str] = BRANCHES
+    dispreferred: DispreferredImages = field(default_factory=DispreferredImages)
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    add_eos: bool = True
+    _said_cut: bool = field(default=False, init=False, repr=False)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        samples = [self.encode(example) for example in examples]
+        laid: list[Branch] = []
+        pairs = torch.full((len(samples), len(BRANCHES)), -1)
+        for column, name in enumerate(BRANCHES):
+            for position, sample in enumerate(samples):
+                if name in sample:
+                    pairs[position, column] = len(laid)
+                    laid.append(sample[name])
+        self._say_when_cut(laid)
+        rows = lay_flat(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
+        # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
+        return {"pairs": pairs, **rows}
+
+    def _say_when_cut(self, branches: Sequence[Branch]) -> None:
+        if self.max_length is None or self._said_cut:
+            return
+        cut = [len(b.prompt.tokens["input_ids"]) + len(b.completion) > self.max_length for b in branches]
+        if any(cut):
+            self._said_cut = True
+            logger.warning(
+                f"max_length={self.max_length} cuts the end of answers, in this batch {sum(cut)} of {len(cut)}. Said once."
+            )
+
+    def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:
+        """One row -> the branches that it takes part in."""
+        check_answers(example)
+        images = load_images(example, "image") or []
+        prompt, chosen, rejected = self._texts(example, images)
+        completions = {name: self._completion_ids(text) for name, text in (("chosen", chosen), ("rejected", rejected))}
+        clean = self._encode_prompt(example, prompt, images)
+        sample = {name: Branch(clean, completions[name]) for name in ("chosen", "rejected") if name in self.branches}
+        if images and "corrupted" in self.branches:
+            variant = self._encode_prompt(example, prompt, self.dispreferred(example, images))
+            sample["corrupted"] = Branch(variant, completions["chosen"])
+        return sample
+
+    def _texts(self, example: Mapping[str, Any], images: list[Image.Image]) -> tuple[str, str, str]:
+        """The templated prompt, chosen and rejected response."""
+        row = {key: without_none(example[key]) for key in ("prompt", "chosen", "rejected") if example.get(key)}
+        if "prompt" not in row:
+            row = extract_prompt(row)
+        self._check_image_tokens(example, row, images)
+        if is_conversational(row):
+            try:
+                row["prompt"] = prepare_multimodal_messages(row["prompt"], images=images)
+            except ValueError as error:
+                raise row_error(example, "prompt", str(error)) from error
+            for name in ("chosen", "rejected"):
+                row[name] = prepare_multimodal_messages(row[name])
+            if example.get("chat_template_kwargs"):
+                row["chat_template_kwargs"] = example["chat_template_kwargs"]
+            tools = example.get("tools")
+            row = apply_chat_template(row, self.processor, tools=json.loads(tools) if isinstance(tools, str) else tools)
+        return row["prompt"], row["chosen"], row["rejected"]
+
+    def _check_image_tokens(self, example: Mapping[str, Any], row: Mapping[str, Any], images: list) -> None:
+        """The processor replaces every image token in a text by an image, wherever it stands."""
+        token = getattr(self.processor, "image_token", None)
+        if not isinstance(token, str):
+            return
+        for name in ("prompt", "chosen", "rejected"):
+            found = plain_text(row[name]).count(token)
+            if name == "prompt" and isinstance(row[name], str):
+                if found != len(images):
+                    problem = f"holds {found} {token!r} for {len(images)} image(s); a plain prompt needs one for each"
+                    raise row_error(example, name, problem)
+            elif found:
+                advice = "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
+                raise row_error(example, name, f"holds a literal {token!r} in its text; remove it, {advice}")
+
+    def _completion_ids(self, text: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return end_completion(ids, tokenizer) if self.add_eos else ids
+
+    def _encode_prompt(self, example: Mapping[str, Any], text: str, images: list[Image.Image]) -> EncodedPrompt:
+        encoded = self.processor(
+            images=[[enlarged(image) for image in images]] if images else None,
+            text=[text],
+            # The chat template has written them, and a plain prompt is taken as it stands, as in TRL.
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        shape = encoded["input_ids"].shape
+        tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"}
+        tokens = {key: value[0] for key, value in tensors.items() if value.shape == shape}
+        if self.max_length is not None and shape[1] >= self.max_length:
+            raise row_error(example, "prompt", self._too_long(tokens["input_ids"]))
+        return EncodedPrompt(tokens, {key: value for key, value in tensors.items() if key not in tokens})
+
+    def _too_long(self, ids: Tensor) -> str:
+        image_tokens = int((ids == getattr(self.processor, "image_token_id", -1)).sum())
+        advice = "raise max_length or set it to None"
+        if image_tokens:
+            return (
+                f"max_length={self.max_length} would cut the {len(ids)} tokens of the prompt, {image_tokens} of which are "
+                f"the image; {advice}"
+            )
+        return f"max_length={self.max_length} leaves no room for the answer after {len(ids)} prompt tokens; {advice}"
+
+
+def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """End a completion with the end-of-sequence token, so that stopping is learnt.
+
+    A completion that ends with a special token, such as a chat template's end of turn, up to blank tokens, stays as it
+    is. Otherwise blank tokens that the template left behind the answer make room for the end-of-sequence token.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise ValueError("add_eos=True needs a tokenizer with an end-of-sequence token; set it, or set add_eos=False")
+    last = len(ids)
+    while last and not tokenizer.decode([ids[last - 1]]).strip():
+        last -= 1
+    added = tokenizer.added_tokens_decoder
+    closed = last and (ids[last - 1] == eos or (ids[last - 1] in added and added[ids[last - 1]].special))
+    return ids if closed else [*ids[:last], eos]
+
+
+def lay_flat(
+    branches: Sequence[Branch], pad_token_id: int, max_length: int | None = None, multiple: int | None = None
+) -> dict[str, Tensor]:
+    """One row a branch: prompt, then completion, padded on the right.
+
+    Args:
+        branches: N branches.
+        pad_token_id: fills `input_ids`; every other per-token tensor is filled with 0.
+        max_length: rows are cut to this many tokens.
+        multiple: pad to a multiple of this many tokens.
+
+    Returns:
+        `branches` (N, 3), `input_ids`, `attention_mask`, `labels` and the processor's other per-token tensors (N, T), and
+        the image tensors of all rows joined along their first dimension.
+    """
+    lengths = [len(branch.prompt.tokens["input_ids"]) + len(branch.completion) for branch in branches]
+    kept = [min(length, max_length or length) for length in lengths]
+    width = math.ceil(max(kept) / (multiple or 1)) * (multiple or 1)
+    names = dict.fromkeys(name for branch in branches for name in branch.prompt.tokens)
+    batch = {name: torch.zeros(len(branches), width, dtype=torch.long) for name in names}
+    batch["input_ids"].fill_(pad_token_id)
+    batch["attention_mask"] = torch.zeros(len(branches), width, dtype=torch.long)
+    batch["labels"] = torch.full((len(branches), width), IGNORED_LABEL)
+    table = []
+    for row, (branch, length) in enumerate(zip(branches, kept, strict=True)):
+        prompt = len(branch.prompt.tokens["input_ids"])
+        completion = torch.tensor(branch.completion)[: length - prompt]
+        for name, values in branch.prompt.tokens.items():
+            batch[name][row, :prompt] = values
+        batch["input_ids"][row, prompt:length] = completion
+        batch["labels"][row, prompt:length] = completion
+        batch["attention_mask"][row, :length] = 1
+        # Position t predicts token t + 1, so the first label stands at the prompt's last token.
+        table.append([row, prompt - 1, len(completion)])
+    return {"branches": torch.tensor(table), **batch, **_join([branch.prompt.vision for branch in branches])}
+
+
+def _join(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the image tensors of rows along their first dimension; where images have different sizes or numbers of tiles
+    the others are padded with zeros, as processors do and models expect."""
+    joined = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        tensors = [row[name] for row in rows if name in row]
+        largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        joined[name] = torch.cat([_padded(tensor, largest) for tensor in tensors])
+    return joined
+
+
+def _padded(tensor: Tensor, trailing: Sequence[int]) -> Tensor:
+    missing = [(0, want - have) for want, have in zip(trailing, tensor.shape[1:], strict=True)]
+    return torch.nn.functional.pad(tensor, [n for pair in reversed(missing) for n in pair])
+
+
+def model_resolution(processor: ProcessorMixin) -> Callable[[int, int], int] | None:
+    """From an image's (height, width) to the shorter side, in pixels, at which the processor hands it to the model; None
+    where the processor does not say."""
+    size = dict(getattr(getattr(processor, "image_processor", None), "size", None) or {})
+    longest, shortest = size.get("longest_edge"), size.get("shortest_edge")
+    if longest and longest > PIXEL_BUDGET:
+        return partial(_side_within_pixels, longest)
+    if longest and not shortest:
+        return partial(_side_beside_longest, longest)
+    shortest = shortest or min(size.get("height") or 0, size.get("width") or 0)
+    return partial(_fixed_side, shortest) if shortest else None
+
+
+def _fixed_side(side: int, height: int, width: int) -> int:
+    return side
+
+
+def _side_beside_longest(longest: int, height: int, width: int) -> int:
+    return max(1, round(longest * min(height, width) / max(height, width)))
+
+
+def _side_within_pixels(pixels: int, height: int, width: int) -> int:
+    return max(1, round(min(height, width) * min(1.0, math.sqrt(pixels / (height * width)))))

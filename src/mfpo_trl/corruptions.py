@@ -1,0 +1,190 @@
+"""From an image to the dispreferred image: (image, region, generator) -> image, one function each.
+
+Every function returns a new picture for the whole image; `corrupt` puts it into the region only, so that every pixel
+outside stays bit-identical. Images are (H, W, 3) uint8 arrays in RGB, regions (H, W) bool.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+NOISE_STEPS = 1000
+
+
+def _sigmoid_betas() -> torch.Tensor:
+    return torch.sigmoid(torch.linspace(-6, 6, NOISE_STEPS)) * (5e-3 - 1e-5) + 1e-5
+
+
+def _cosine_betas() -> torch.Tensor:
+    def level(share: float) -> float:
+        return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = range(NOISE_STEPS)
+    return torch.tensor([min(1 - level((i + 1) / NOISE_STEPS) / level(i / NOISE_STEPS), 0.999) for i in steps])
+
+
+SCHEDULES: dict[str, Callable[[], torch.Tensor]] = {
+    "vcd_sigmoid": _sigmoid_betas,
+    "cosine": _cosine_betas,
+    "scaled_linear": lambda: torch.linspace(0.00085**0.5, 0.012**0.5, NOISE_STEPS) ** 2,
+    "linear": lambda: torch.linspace(1e-4, 0.02, NOISE_STEPS),
+}
+"""Noise variances beta_t of 1000 steps, (1000,) float32. `vcd_sigmoid` is that of VCD and POVID, the others are those of
+improved DDPM, Stable Diffusion and DDPM; they equal diffusers' schedules of `squaredcos_cap_v2`, `scaled_linear` (0.00085
+to 0.012) and `linear`. The MFPO paper names a step (500) but no schedule."""
+
+
+def noise_level(step: int, schedule: str) -> tuple[float, float]:
+    """`sqrt(abar_t), sqrt(1 - abar_t)` at a step from 0 to 999 of the named schedule.
+
+    Raises:
+        ValueError: an unknown schedule, or a step out of range.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown noise schedule {schedule!r}{_nearest(schedule, SCHEDULES)}")
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < NOISE_STEPS:
+        raise ValueError(f"the noise step must be a whole number from 0 to {NOISE_STEPS - 1}, found {step!r}")
+    kept = torch.cumprod(1.0 - SCHEDULES[schedule](), dim=0)[step]
+    return float(kept.sqrt()), float((1.0 - kept).sqrt())
+
+
+def diffusion(
+    image: np.ndarray,
+    region: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    step: int = 500,
+    schedule: str = "vcd_sigmoid",
+    resolution: int | None = None,
+) -> np.ndarray:
+    """Forward-diffusion noise, `sqrt(abar_t) * m + sqrt(1 - abar_t) * eps`, on pixels scaled to [-1, 1].
+
+    Args:
+        image: (H, W, 3) uint8.
+        region: unused, noise covers the whole picture.
+        rng: the source of `eps`.
+        step: t, from 0 to 999; 500 in the paper.
+        schedule: a name in `SCHEDULES`.
+        resolution: shorter side, in pixels, at which the model sees the image. `eps` is drawn on that grid and enlarged
+            to the image, because noise drawn for each pixel of a larger photo is averaged away by the model's
+            down-sampling. None: one draw a pixel.
+
+    Source: MFPO (arXiv 2410.15334), perturbation of key regions.
+    """
+    signal, noise = noise_level(step, schedule)
+    height, width = image.shape[:2]
+    scale = min(1.0, resolution / min(height, width)) if resolution else 1.0
+    grid_height, grid_width = max(1, round(height * scale)), max(1, round(width * scale))
+    eps = rng.standard_normal((grid_height, grid_width, 3), dtype=np.float32)
+    if (grid_height, grid_width) != (height, width):
+        rows = np.arange(height) * grid_height // height
+        columns = np.arange(width) * grid_width // width
+        eps = eps[rows[:, None], columns]
+    # In grey levels, [-1, 1] is 127.5 wide on either side of 127.5.
+    noisy = np.float32(signal) * (image.astype(np.float32) - 127.5) + np.float32(127.5 * noise) * eps + 127.5
+    return np.rint(noisy).clip(0, 255).astype(np.uint8)
+
+
+def crop(
+    image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, scale: tuple[float, float] = (0.01, 0.2)
+) -> np.ndarray:
+    """A random crop, resized back to the image's size.
+
+    Args:
+        scale: smallest and largest share of the image's area that the crop covers, drawn uniformly; its aspect ratio
+            lies between 3:4 and 4:3 of the image's own.
+
+    Source: mDPO (arXiv 2406.11839), which keeps less than 20 % of the image.
+    """
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        raise ValueError(f"the crop's scale must be two shares, 0 < smallest <= largest <= 1, found {list(scale)}")
+    height, width = image.shape[:2]
+    side = math.sqrt(rng.uniform(*scale))
+    stretch = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)) / 2)
+    h = min(height, max(1, round(height * min(1.0, side * stretch))))
+    w = min(width, max(1, round(width * min(1.0, side / stretch))))
+    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    return _resized(image[top : top + h, left : left + w], height, width)
+
+
+def mean(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image's mean colour everywhere."""
+    return np.broadcast_to(np.rint(image.mean(axis=(0, 1))).astype(np.uint8), image.shape)
+
+
+def black(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Black everywhere."""
+    return np.zeros_like(image)
+
+
+def blur(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, sigma: float = 0.05) -> np.ndarray:
+    """Gaussian blur; `sigma` is a share of the image's shorter side, so that it means the same at any size."""
+    if not (isinstance(sigma, int | float) and 0 < sigma <= 1):
+        raise ValueError(f"the blur's sigma is a share of the shorter side, above 0 and at most 1, found {sigma!r}")
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma * min(image.shape[:2]))))
+
+
+def swap(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, donor: np.ndarray) -> np.ndarray:
+    """Another row's image, (H', W', 3) uint8, resized to this one's size."""
+    return _resized(donor, *image.shape[:2])
+
+
+CORRUPTIONS: dict[str, Callable[..., np.ndarray]] = {
+    "diffusion": diffusion,
+    "crop": crop,
+    "mean": mean,
+    "black": black,
+    "blur": blur,
+    "swap": swap,
+}
+
+
+def corrupt(
+    image: np.ndarray, region: np.ndarray, rng: np.random.Generator, name: str = "diffusion", **kwargs: Any
+) -> np.ndarray:
+    """Corrupt an image inside a region; pixels outside are those of `image`, bit by bit.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        region: (H, W) bool.
+        rng: the only source of randomness, see `row_generator`.
+        name: a name in `CORRUPTIONS`.
+        kwargs: the options of that function.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Raises:
+        ValueError: an unknown corruption or option.
+    """
+    check_corruption(name, kwargs)
+    return np.where(region[..., None], CORRUPTIONS[name](image, region, rng, **kwargs), image)
+
+
+def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the nearest known name, for an unknown corruption, option or schedule."""
+    if name not in CORRUPTIONS:
+        raise ValueError(f"unknown corruption {name!r}{_nearest(name, CORRUPTIONS)}")
+    parameters = inspect.signature(CORRUPTIONS[name]).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for key in kwargs:
+        if key not in options:
+            raise ValueError(f"corruption {name!r} has no option {key!r}{_nearest(key, options)}")
+    if name == "diffusion":
+        noise_level(kwargs.get("step", options["step"]), kwargs.get("schedule", options["schedule"]))
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    choices = f"expected one of {sorted(known)}" if known else "it has none"
+    return f"; did you mean {close[0]!r}? ({choices})" if close else f"; {choices}"
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,172 @@
+"""What is written beside the weights."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard
+
+if TYPE_CHECKING:
+    from .trainer import MFPOTrainer
+
+PACKAGES = ("mfpo_trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
+
+MDPO_CITATION = """\
+@inproceedings{wang2024mdpo,
+    title     = {{mDPO: Conditional Preference Optimization for Multimodal Large Language Models}},
+    author    = {Fei Wang and Wenxuan Zhou and James Y. Huang and Nan Xu and Sheng Zhang and Hoifung Poon and Muhao Chen},
+    booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
+    year      = 2024
+}"""
+
+TEXT = """\
+# {model_name}
+
+{base} trained with **Modality-Fair Preference Optimization** (MFPO) on {data}, by
+[mfpo_trl](https://pypi.org/project/mfpo-trl/) on top of [TRL](https://github.com/huggingface/trl).
+
+{badges}
+## Objective
+
+| term | weight | formula |
+|---|---|---|
+| text (DPO, `{loss_type}`) | {text} | `-log sigma(beta * [r(y_w given m) - r(y_l given m)])` |
+| image | {image} | `-log sigma(beta * [r(y_w given m) - r(y_w given m')])` |
+| anchor | {anchor} | `-log sigma(beta * r(y_w given m) - {margin})` |
+
+`beta` is {beta} in the text term and {image_beta} in the image and anchor terms; `r` is the log-probability under the
+policy minus that under the reference, summed over the response. The end of an answer is {eos}.
+
+## Dispreferred images
+
+{corruption}
+
+## Versions
+
+{versions}
+
+## Citations
+
+MFPO:
+
+```bibtex
+{mfpo}
+```
+
+mDPO:
+
+```bibtex
+{mdpo}
+```
+
+DPO:
+
+```bibtex
+{dpo}
+```
+
+TRL:
+
+```bibtex
+{trl}
+```
+"""
+
+TRL_CITATION = """\
+@software{vonwerra2020trl,
+    title   = {{TRL: Transformers Reinforcement Learning}},
+    author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and \
+Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallou\u00e9dec, Quentin},
+    license = {Apache-2.0},
+    url     = {https://github.com/huggingface/trl},
+    year    = 2020
+}"""
+
+
+def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str | None) -> None:
+    """Rewrite the text of the card that TRL has just written, keeping its metadata and its links to the trackers.
+
+    Args:
+        trainer: whose settings are told.
+        model_name: title of the card; the output folder's name when None.
+        dataset_name: id of the data set; what the data set says of itself when None.
+    """
+    path = os.path.join(trainer.args.output_dir, "README.md")
+    card = ModelCard.load(path)
+    card.data.library_name = "peft" if hasattr(trainer.model, "peft_config") else "transformers"
+    card.data.pipeline_tag = "image-text-to-text" if trainer._is_vision_dataset else "text-generation"
+    name = dataset_name or hub_dataset(trainer.train_dataset)
+    if name:
+        card.data.datasets = [name]
+    badges = "\n".join(line for line in card.text.splitlines() if line.startswith("[<img"))
+    card.text = card_text(trainer, model_name, name, f"{badges}\n" if badges else "")
+    card.save(path)
+
+
+def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str | None, badges: str = "") -> str:
+    """The body of the card, in Markdown."""
+    args = trainer.args
+    base = getattr(trainer.model.config, "_name_or_path", "")
+    return TEXT.format(
+        model_name=model_name or os.path.basename(os.path.normpath(args.output_dir)),
+        # A local path is nobody else's business and leads nowhere from the Hub.
+        base="A model" if not base or os.path.exists(base) else f"[{base}](https://huggingface.co/{base})",
+        data=describe_dataset(trainer.train_dataset, dataset_name),
+        badges=badges,
+        loss_type=", ".join(trainer.loss_types),
+        text=args.text_loss_weight,
+        image=args.image_loss_weight,
+        anchor=args.anchor_loss_weight,
+        margin=args.anchor_margin,
+        beta=args.beta,
+        image_beta=trainer.image_beta,
+        eos="always scored" if args.add_eos else "scored only where the chat template writes it",
+        corruption=describe_corruption(args),
+        versions="\n".join(f"- {name}: {found}" for name in PACKAGES if (found := _version(name))),
+        mfpo=trainer._paper["citation"],
+        mdpo=MDPO_CITATION,
+        dpo=type(trainer).__mro__[1]._paper["citation"],
+        trl=TRL_CITATION,
+    )
+
+
+def describe_corruption(args: Any) -> str:
+    """One or two sentences on where the dispreferred images come from."""
+    if not args.image_loss_weight:
+        return "None: the image term has no weight."
+    regions = {
+        "auto": "the row's key regions, or the whole image where a row has none",
+        "global": "the whole image",
+        "random": "a random rectangle of 20 % of the image",
+        "key": "the row's key regions",
+    }
+    options = ", ".join(f"{key} = {value}" for key, value in args.corruption_kwargs.items()) or "default options"
+    return (
+        f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}` ({options}) inside "
+        f"{regions[args.corruption_region]}, seed {args.corruption_seed}."
+    )
+
+
+def describe_dataset(dataset: Any, name: str | None) -> str:
+    """The data set's name, as a link where it is one on the Hub, and its number of rows where it is known."""
+    rows = f" ({len(dataset):,} rows)" if hasattr(dataset, "__len__") else ""
+    if name:
+        return f"[{name}](https://huggingface.co/datasets/{name}){rows}"
+    own = getattr(getattr(dataset, "info", None), "dataset_name", None)
+    return f"`{own}`{rows}" if own else f"a data set without a name{rows}"
+
+
+def hub_dataset(dataset: Any) -> str | None:
+    """The id of the data set on the Hub that the rows were loaded from; None when they come from elsewhere."""
+    sources = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    for source in sources:
+        if source.startswith("hf://datasets/"):
+            return source.removeprefix("hf://datasets/").split("@")[0]
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,269 @@
+"""`MFPOTrainer`: the order of things in a step, and nothing else."""
+
+import logging
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import ProcessorMixin
+from trl import DPOConfig, DPOTrainer
+
+from . import _trl
+from .branches import from_preference_batch, has_branch, of_pairs, split_batch
+from .collator import MFPOCollator, end_completion, model_resolution
+from .config import MFPOConfig
+from .dispreferred import DispreferredImages
+from .losses import BRANCHES, TERMS, masked_mean, modality_balance
+from .metrics import batch_metrics
+from .model_card import write_model_card
+from .rows import COLUMNS
+from .validation import check_dataset, has_images
+
+logger = logging.getLogger(__name__)
+
+
+class MFPOTrainer(DPOTrainer):
+    """[`trl.DPOTrainer`] whose loss has an image term and an anchored reward beside DPO's text term.
+
+    Takes the arguments of `DPOTrainer`, and a `MFPOConfig`; a plain `DPOConfig` is taken to mean the defaults of what
+    `MFPOConfig` adds. With `image_loss_weight = anchor_loss_weight = 0` and `add_eos=False`, loss, gradients and metrics
+    are DPOTrainer's.
+
+    Rows are TRL's preference rows with `image` or `images`, and optionally `rejected_image(s)`, the dispreferred images,
+    or `key_regions`, where to make them (`mfpo_trl.regions` says in which forms).
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from mfpo_trl import MFPOConfig, MFPOTrainer
+
+    trainer = MFPOTrainer(
+        model="llava-hf/llava-1.5-7b-hf",
+        args=MFPOConfig(output_dir="llava-mfpo", max_length=None),
+        train_dataset=load_dataset("trl-lib/rlaif-v", split="train"),
+    )
+    trainer.train()
+    ```
+
+    Raises:
+        ValueError: a row of a map-style data set without `chosen` or `rejected`, or with an empty one.
+        RuntimeError: the installed TRL lacks what is built upon.
+
+    Source: MFPO (arXiv 2410.15334); mDPO (arXiv 2406.11839).
+    """
+
+    _tag_names = [*DPOTrainer._tag_names, "mfpo"]
+    _name = "MFPO"
+    _paper = {
+        "title": "Modality-Fair Preference Optimization for Trustworthy MLLM Alignment",
+        "id": "2410.15334",
+        "citation": textwrap.dedent("""\
+            @article{jiang2024modality,
+                title   = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
+                author  = {Songtao Jiang and others},
+                year    = 2024,
+                journal = {arXiv preprint arXiv:2410.15334}
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        ref_model=None,
+        args: DPOConfig | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+    ):
+        _trl.check_contract()
+        args = _as_mfpo_config(args, model)
+        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+            check_dataset(dataset, name)
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.image_beta = args.beta if args.image_beta is None else args.image_beta
+        if self._is_vision_dataset and data_collator is None:
+            self.data_collator = self._collator(self.processing_class)
+        self._say_what_is_left_out()
+
+    # Data
+
+    def _collator(self, processor: ProcessorMixin) -> MFPOCollator:
+        args = self.args
+        if args.corruption == "swap" and not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
+                "map-style data set, or fill 'rejected_images' yourself"
+            )
+        dispreferred = DispreferredImages(
+            corruption=args.corruption,
+            kwargs=args.corruption_kwargs,
+            region=args.corruption_region,
+            seed=args.corruption_seed,
+            resolution=model_resolution(processor),
+            donors=self.train_dataset if args.corruption == "swap" else None,
+        )
+        return MFPOCollator(
+            processor=processor,
+            branches=args.branches,
+            dispreferred=dispreferred,
+            max_length=args.max_length,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+            add_eos=args.add_eos,
+        )
+
+    def _say_what_is_left_out(self) -> None:
+        if not self.args.image_loss_weight:
+            return
+        if not self._is_vision_dataset or not has_images(self.train_dataset):
+            if not (self.args.text_loss_weight or self.args.anchor_loss_weight):
+                raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
+            logger.warning("No image in the data set: the image term has nothing to read, the other terms are trained.")
+        elif not isinstance(self.data_collator, MFPOCollator):
+            logger.warning(
+                "A data_collator of your own is used: the image term is trained only where its batches have the tables "
+                "that MFPOCollator writes ('pairs', 'branches')."
+            )
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self._is_vision_dataset:
+            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLUMNS]))
+
+    def _remove_unused_columns(self, dataset, description=None):
+        dataset = super()._remove_unused_columns(dataset, description)
+        numbered = self._is_vision_dataset and isinstance(dataset, Dataset)
+        return _trl.NumberedRows.of(dataset) if numbered else dataset
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        # TRL's preparation of text, which leaves the end of conversational answers to the chat template.
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if not args.add_eos:
+            return dataset
+        return dataset.map(_end_answers, fn_kwargs={"tokenizer": self._tokenizer})
+
+    # Step
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if "pairs" not in inputs:
+            inputs = from_preference_batch(inputs)
+        cached = [inputs.get(key) for key in ("ref_chosen_logps", "ref_rejected_logps")]
+        batch = {key: value for key, value in inputs.items() if key not in ("ref_chosen_logps", "ref_rejected_logps")}
+        policy = _trl.Replay(model, *split_batch(batch))
+        policy.score(**({"output_router_logits": True} if self.aux_loss_enabled else {}))
+        text_inputs = policy.preference_inputs()
+        reference_logps = self._reference_logps(policy, text_inputs, cached)
+
+        logratios = {
+            branch: of_pairs(policy.logps, policy.pairs, branch) - reference
+            for branch, reference in reference_logps.items()
+        }
+        losses, outputs = self._term_losses(policy, text_inputs, logratios, return_outputs)
+        weights = self.args.term_weights
+        loss = sum(weights[name] * value for name, value in losses.items())
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
+        self._record(policy, losses, logratios)
+        return (loss, outputs) if return_outputs else loss
+
+    def _reference_logps(self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: list) -> dict[str, Tensor]:
+        """The reference's summed log-probabilities of every branch of the pairs, (B,) each. Those that TRL's loss reads,
+        which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
+        if cached[0] is not None:
+            text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = cached
+            return {"chosen": cached[0], "rejected": cached[1]}
+        model = self.model if self.ref_model is None else self.ref_model
+        reference = _trl.Replay(model, policy.inputs, policy.branches, policy.pairs)
+        # TRL's own choice of the reference: its model, the adapter switched off, or the frozen copy of the adapter.
+        summed = self.compute_ref_log_probs(reference, text_inputs)
+        text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = summed
+        return {branch: of_pairs(reference.logps, policy.pairs, branch) for branch in BRANCHES}
+
+    def _term_losses(self, policy, text_inputs, logratios, return_outputs) -> tuple[dict[str, Tensor], Any]:
+        """The loss of every term with weight, a scalar each, and the model's outputs where they are asked for."""
+        losses, outputs = {}, None
+        for name, weight in self.args.term_weights.items():
+            term = TERMS[name]
+            if not weight:
+                continue
+            if term.loss is None:
+                with _trl.reference_given(self):
+                    losses[name] = super()._compute_loss(policy, text_inputs, return_outputs)
+                if return_outputs:
+                    losses[name], outputs = losses[name]
+                if self.aux_loss_enabled:
+                    losses[name] = losses[name] - self.router_aux_loss_coef * policy.outputs.aux_loss
+            elif set(term.reads) <= set(logratios):
+                present = torch.stack([has_branch(policy.pairs, branch) for branch in term.reads]).all(dim=0)
+                losses[name] = masked_mean(term.loss(logratios, self.image_beta, self.args.anchor_margin), present)
+        if return_outputs and outputs is None:
+            with torch.no_grad():
+                outputs = policy()
+        return losses, outputs
+
+    def _record(self, policy: "_trl.Replay", losses: dict[str, Tensor], logratios: dict[str, Tensor]) -> None:
+        mode = "train" if self.model.training else "eval"
+        recorded = batch_metrics(losses, logratios, policy.pairs, self.beta, self.image_beta, self.accelerator)
+        for name, value in recorded.items():
+            self._metrics[mode][name].append(value)
+
+    def log(self, logs, start_time=None):
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        text, image = (metrics.get(f"rewards/{name}") for name in ("margins", "image_margins"))
+        if text and image:
+            # From the means over the logged steps: a ratio of single batches would be mostly noise.
+            metrics["rewards/modality_balance"] = [modality_balance(sum(text) / len(text), sum(image) / len(image))]
+        super().log(logs, start_time)
+
+    # Beside the weights
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """TRL's model card, with what was trained on, with which terms and with which dispreferred images."""
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            write_model_card(self, model_name, dataset_name)
+
+
+def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return MFPOConfig(f"{name.rstrip('/').split('/')[-1]}-MFPO")
+    if isinstance(args, MFPOConfig):
+        return args
+    if isinstance(args, DPOConfig):
+        return MFPOConfig.from_dpo_config(args)
+    raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
+
+
+def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
+    yield "train_dataset", train
+    if isinstance(evaluation, dict):
+        yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in evaluation.items())
+    else:
+        yield "eval_dataset", evaluation
+
+
+def _end_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    return {name: end_completion(row[name], tokenizer) for name in ("chosen_ids", "rejected_ids")}
