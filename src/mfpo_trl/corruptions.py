@@ -169,15 +169,24 @@ def corrupt(
 
 def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError, with the nearest known name, for an unknown corruption, option or schedule."""
+    options = {**corruption_defaults(name), **kwargs}
+    for key in kwargs:
+        if key not in corruption_defaults(name):
+            raise ValueError(f"corruption {name!r} has no option {key!r}{_nearest(key, corruption_defaults(name))}")
+    if name == "diffusion":
+        noise_level(options["step"], options["schedule"])
+
+
+def corruption_defaults(name: str) -> dict[str, Any]:
+    """The options of a corruption and their default values.
+
+    Raises:
+        ValueError: an unknown corruption.
+    """
     if name not in CORRUPTIONS:
         raise ValueError(f"unknown corruption {name!r}{_nearest(name, CORRUPTIONS)}")
     parameters = inspect.signature(CORRUPTIONS[name]).parameters.values()
-    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for key in kwargs:
-        if key not in options:
-            raise ValueError(f"corruption {name!r} has no option {key!r}{_nearest(key, options)}")
-    if name == "diffusion":
-        noise_level(kwargs.get("step", options["step"]), kwargs.get("schedule", options["schedule"]))
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

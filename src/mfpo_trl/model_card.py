@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
+from .corruptions import corruption_defaults
+
 if TYPE_CHECKING:
     from .trainer import MFPOTrainer
 
@@ -140,10 +142,11 @@ def describe_corruption(args: Any) -> str:
         "random": "a random rectangle of 20 % of the image",
         "key": "the row's key regions",
     }
-    options = ", ".join(f"{key} = {value}" for key, value in args.corruption_kwargs.items()) or "default options"
+    options = {**corruption_defaults(args.corruption), **args.corruption_kwargs}
+    options = "".join(f", {key} = {value}" for key, value in options.items() if isinstance(value, str | int | float | list | tuple))
     return (
-        f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}` ({options}) inside "
-        f"{regions[args.corruption_region]}, seed {args.corruption_seed}."
+        f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}`{options}, inside "
+        f"{regions[args.corruption_region]}; seed {args.corruption_seed}."
     )
 
 

@@ -62,11 +62,12 @@ class MFPOTrainer(DPOTrainer):
         "title": "Modality-Fair Preference Optimization for Trustworthy MLLM Alignment",
         "id": "2410.15334",
         "citation": textwrap.dedent("""\
-            @article{jiang2024modality,
-                title   = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
-                author  = {Songtao Jiang and others},
-                year    = 2024,
-                journal = {arXiv preprint arXiv:2410.15334}
+            @inproceedings{jiang2025modality,
+                title        = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
+                author       = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
+                year         = 2025,
+                booktitle    = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
+                url          = {https://arxiv.org/abs/2410.15334}
             }"""),
     }
 

@@ -1,0 +1,127 @@
+"""`mfpo train`: a recipe, a model and a data set -> a trained model."""
+
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import load_dataset, load_from_disk
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from .config import MFPOConfig
+from .trainer import MFPOTrainer
+
+logger = logging.getLogger(__name__)
+
+LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+"""LoRA targets of a vision-language model: the linear layers of its language part. `all-linear` would wrap the vision tower
+and the projector as well, which LLaVA's own recipes leave alone."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
+    try:
+        script, training, model = parse(sys.argv[1:] if argv is None else argv)
+    except (ValueError, OSError) as error:
+        print(f"mfpo train: error: {error}", file=sys.stderr)
+        return 2
+    train(script, training, model)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, ModelConfig]:
+    """The fields of TRL's scripts and of `MFPOConfig`, from `--config recipe.yaml` and from the command line, which wins.
+
+    Raises:
+        ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), or an unusable value.
+        OSError: the recipe cannot be read.
+    """
+    kinds = (ScriptArguments, MFPOConfig, ModelConfig)
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" in argv[:-1]:
+        known = {name for kind in kinds for name in kind.__dataclass_fields__} | {"env"}
+        check_keys(Path(argv[argv.index("--config") + 1]), known)
+    script, training, model = TrlParser(kinds, prog="mfpo train").parse_args_and_config(argv)
+    for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", script.dataset_name)):
+        if not value:
+            raise ValueError(f"--{name} is needed")
+    return script, training, model
+
+
+def check_keys(recipe: Path, known: set[str]) -> None:
+    """Raise ValueError for a key of the recipe that no field has, with the nearest name."""
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{recipe} must hold a YAML mapping of fields to values")
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(f"{recipe} has an unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+
+
+def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> MFPOTrainer:
+    """Load, train, save and, where asked, push. Returns the trainer."""
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    data = load(script)
+    trainer = MFPOTrainer(
+        model=model.model_name_or_path,
+        args=training,
+        train_dataset=split_of(data, script.dataset_train_split),
+        eval_dataset=None if training.eval_strategy == "no" else split_of(data, script.dataset_test_split),
+        quantization_config=get_quantization_config(model),
+        peft_config=peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model(training.output_dir)
+    # After training, so that the card tells the final state; `push_to_hub` writes it again with the data set's name.
+    trainer.create_model_card(dataset_name=None if Path(script.dataset_name).exists() else script.dataset_name)
+    trainer.accelerator.print(f"The model and its card are in {training.output_dir}")
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.end()
+    return trainer
+
+
+def load(script: ScriptArguments) -> Any:
+    """The splits of a data set on the Hub, of a folder or file that `load_dataset` reads, or of a `save_to_disk` folder."""
+    path = Path(script.dataset_name)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return load_from_disk(path)
+    if path.is_file():
+        kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(path.suffix, path.suffix[1:])
+        return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
+    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+
+
+def split_of(data: Any, split: str) -> Any:
+    """One split; a data set without splits is its own only one.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if not isinstance(data, dict):
+        return data
+    if split not in data:
+        raise ValueError(f"the data set has no split {split!r}, only {list(data)}")
+    return data[split]
+
+
+def peft_config(model: ModelConfig) -> Any:
+    """TRL's adapter configuration, on the language part's linear layers where no target is named."""
+    config = get_peft_config(model)
+    if config is not None and model.lora_target_modules is None:
+        config.target_modules = LANGUAGE_LAYERS
+        logger.warning(f"LoRA on the language model's linear layers ({LANGUAGE_LAYERS}); set --lora_target_modules to change it")
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())
