@@ -6,3 +6,13 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def recipes() -> Path:
+    """The folder of recipes."""
+    return ROOT / "recipes"

@@ -163,6 +163,10 @@ def test_noise_survives_the_processor_at_any_size():
         ("diffusion", {"step": 1000}, "from 0 to 999"),
         ("diffusion", {"step": 1.5}, "whole number"),
         ("black", {"step": 5}, "it has none"),
+        ("diffusion", {"resolution": -3}, "above 0"),
+        ("crop", {"scale": [0.5, 0.1]}, "0 < smallest <= largest <= 1"),
+        ("crop", {"scale": 0.2}, "cannot use"),
+        ("blur", {"sigma": 3}, "share of the shorter side"),
     ],
 )
 def test_unknown_names(name, kwargs, message):

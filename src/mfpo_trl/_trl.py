@@ -1,6 +1,7 @@
 """The only file that knows what TRL, transformers and datasets keep private, and the contract that they must meet."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ import torch
 import trl
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl import DPOTrainer
 
 from .branches import gather_branches, label_positions, of_pairs
@@ -27,6 +30,8 @@ CONTRACT = {
     "_remove_unused_columns": "dataset description",
     "create_model_card": "model_name dataset_name tags",
     "log": "logs start_time",
+    "_load_from_checkpoint": "resume_from_checkpoint model",
+    "_load_best_model": "",
 }
 """Every method of DPOTrainer that is called or overridden beyond its documented use, with its parameters."""
 
@@ -118,6 +123,26 @@ def reference_given(trainer: DPOTrainer) -> Iterator[None]:
         yield
     finally:
         trainer.precompute_ref_logps = before
+
+
+def has_full_weights(trainer: DPOTrainer, folder: str) -> bool:
+    """Whether a checkpoint holds all weights of the model as `save_pretrained` writes them: not an adapter, not the shards
+    of DeepSpeed or FSDP."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or not isinstance(trainer.model, PreTrainedModel):
+        return False
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    return any(os.path.isfile(os.path.join(folder, name)) for name in names)
+
+
+def load_full_weights(model: PreTrainedModel, folder: str) -> None:
+    """Load the weights of a checkpoint into the model.
+
+    `save_pretrained` writes a LLaVA's weights under the names of its published checkpoints; `Trainer` reads them back by
+    the names of the modules, finds none and goes on from the weights that it started with
+    (https://github.com/huggingface/transformers/issues/43701). `from_pretrained` knows both.
+    """
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
 
 
 class NumberedRows(Dataset):

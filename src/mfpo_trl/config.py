@@ -59,7 +59,7 @@ class MFPOConfig(DPOConfig):
             "`black`, `blur` or `swap`."
         },
     )
-    corruption_kwargs: dict[str, Any] | str = field(
+    corruption_kwargs: dict[str, Any] | str | None = field(
         default_factory=dict,
         metadata={"help": 'Options of the corruption, e.g. `{"step": 500, "schedule": "vcd_sigmoid"}`.'},
     )

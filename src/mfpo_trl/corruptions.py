@@ -5,6 +5,7 @@ outside stays bit-identical. Images are (H, W, 3) uint8 arrays in RGB, regions (
 """
 
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ improved DDPM, Stable Diffusion and DDPM; they equal diffusers' schedules of `sq
 to 0.012) and `linear`. The MFPO paper names a step (500) but no schedule."""
 
 
+@functools.lru_cache
 def noise_level(step: int, schedule: str) -> tuple[float, float]:
     """`sqrt(abar_t), sqrt(1 - abar_t)` at a step from 0 to 999 of the named schedule.
 
@@ -77,6 +79,8 @@ def diffusion(
 
     Source: MFPO (arXiv 2410.15334), perturbation of key regions.
     """
+    if resolution is not None and not (isinstance(resolution, int) and resolution > 0):
+        raise ValueError(f"the noise resolution is a number of pixels above 0, found {resolution!r}")
     signal, noise = noise_level(step, schedule)
     height, width = image.shape[:2]
     scale = min(1.0, resolution / min(height, width)) if resolution else 1.0
@@ -163,18 +167,27 @@ def corrupt(
     Raises:
         ValueError: an unknown corruption or option.
     """
-    check_corruption(name, kwargs)
+    _check_options(name, kwargs)
     return np.where(region[..., None], CORRUPTIONS[name](image, region, rng, **kwargs), image)
 
 
 def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the nearest known name, for an unknown corruption, option or schedule."""
-    options = {**corruption_defaults(name), **kwargs}
+    """Raise ValueError for an unknown corruption, option or schedule, with the nearest known name, and for a value that the
+    corruption refuses."""
+    _check_options(name, kwargs)
+    donor = {"donor": np.zeros((1, 1, 3), dtype=np.uint8)} if "donor" in corruption_defaults(name) else {}
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    try:
+        CORRUPTIONS[name](image, np.ones((8, 8), dtype=bool), np.random.default_rng(0), **{**kwargs, **donor})
+    except TypeError as error:
+        raise ValueError(f"corruption {name!r} cannot use {dict(kwargs)}: {error}") from error
+
+
+def _check_options(name: str, kwargs: Mapping[str, Any]) -> None:
+    known = corruption_defaults(name)
     for key in kwargs:
-        if key not in corruption_defaults(name):
-            raise ValueError(f"corruption {name!r} has no option {key!r}{_nearest(key, corruption_defaults(name))}")
-    if name == "diffusion":
-        noise_level(options["step"], options["schedule"])
+        if key not in known:
+            raise ValueError(f"corruption {name!r} has no option {key!r}{_nearest(key, known)}")
 
 
 def corruption_defaults(name: str) -> dict[str, Any]:

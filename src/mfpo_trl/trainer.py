@@ -88,6 +88,11 @@ class MFPOTrainer(DPOTrainer):
     ):
         _trl.check_contract()
         args = _as_mfpo_config(args, model)
+        if args.precompute_ref_log_probs and args.ld_alpha is not None and args.anchor_loss_weight:
+            raise ValueError(
+                "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
+                "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
+            )
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
             check_dataset(dataset, name)
         super().__init__(
@@ -105,6 +110,7 @@ class MFPOTrainer(DPOTrainer):
             peft_config=peft_config,
         )
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
+        self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
         if self._is_vision_dataset and data_collator is None:
             self.data_collator = self._collator(self.processing_class)
         self._say_what_is_left_out()
@@ -136,10 +142,11 @@ class MFPOTrainer(DPOTrainer):
         )
 
     def _say_what_is_left_out(self) -> None:
-        if not self.args.image_loss_weight:
+        if "image" not in self.term_weights:
             return
         if not self._is_vision_dataset or not has_images(self.train_dataset):
-            if not (self.args.text_loss_weight or self.args.anchor_loss_weight):
+            del self.term_weights["image"]
+            if not self.term_weights:
                 raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
             logger.warning("No image in the data set: the image term has nothing to read, the other terms are trained.")
         elif not isinstance(self.data_collator, MFPOCollator):
@@ -168,7 +175,8 @@ class MFPOTrainer(DPOTrainer):
     # Step
 
     def _compute_loss(self, model, inputs, return_outputs):
-        if "pairs" not in inputs:
+        has_tables = "pairs" in inputs
+        if not has_tables:
             inputs = from_preference_batch(inputs)
         cached = [inputs.get(key) for key in ("ref_chosen_logps", "ref_rejected_logps")]
         batch = {key: value for key, value in inputs.items() if key not in ("ref_chosen_logps", "ref_rejected_logps")}
@@ -178,12 +186,11 @@ class MFPOTrainer(DPOTrainer):
         reference_logps = self._reference_logps(policy, text_inputs, cached)
 
         logratios = {
-            branch: of_pairs(policy.logps, policy.pairs, branch) - reference
-            for branch, reference in reference_logps.items()
+            branch: of_pairs(policy.logps, policy.pairs, branch) - reference_logps[branch]
+            for branch in BRANCHES[: 3 if has_tables else 2]
         }
         losses, outputs = self._term_losses(policy, text_inputs, logratios, return_outputs)
-        weights = self.args.term_weights
-        loss = sum(weights[name] * value for name, value in losses.items())
+        loss = sum(self.term_weights[name] * value for name, value in losses.items())
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
         self._record(policy, losses, logratios)
@@ -205,10 +212,8 @@ class MFPOTrainer(DPOTrainer):
     def _term_losses(self, policy, text_inputs, logratios, return_outputs) -> tuple[dict[str, Tensor], Any]:
         """The loss of every term with weight, a scalar each, and the model's outputs where they are asked for."""
         losses, outputs = {}, None
-        for name, weight in self.args.term_weights.items():
+        for name in self.term_weights:
             term = TERMS[name]
-            if not weight:
-                continue
             if term.loss is None:
                 with _trl.reference_given(self):
                     losses[name] = super()._compute_loss(policy, text_inputs, return_outputs)
@@ -238,7 +243,19 @@ class MFPOTrainer(DPOTrainer):
             metrics["rewards/modality_balance"] = [modality_balance(sum(text) / len(text), sum(image) / len(image))]
         super().log(logs, start_time)
 
-    # Beside the weights
+    # Checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if _trl.has_full_weights(self, resume_from_checkpoint):
+            _trl.load_full_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if _trl.has_full_weights(self, self.state.best_model_checkpoint):
+            _trl.load_full_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL's model card, with what was trained on, with which terms and with which dispreferred images."""

@@ -1,0 +1,106 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mfpo_trl import train
+
+ROOT = Path(__file__).parents[1]
+CPU = ["--use_cpu", "--bf16", "false", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "2"]
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "mfpo_trl.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+
+
+def test_help_is_quick_and_names_the_commands():
+    start = time.perf_counter()
+    done = run("--help")
+    assert time.perf_counter() - start < 5  # well under a second on an idle machine
+    assert done.returncode == 0 and "demo" in done.stdout and "train" in done.stdout
+    assert "--output-dir" in run("demo", "--help").stdout
+    assert run("--version").stdout.startswith("mfpo_trl 0.")
+
+
+def test_unknown_command():
+    done = run("trian")
+    assert done.returncode == 2 and "invalid choice" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.save_pretrained(folder / "model", template=tiny.LLAVA_TEMPLATE)
+    tiny.dataset(8, tiny.BOXES, key_regions=tiny.boxes).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["mfpo", "mdpo", "dpo"])
+def test_train_with_a_recipe(folder, tmp_path, method, recipes):
+    status = train.main(
+        ["--config", str(recipes / "methods" / f"{method}.yaml"), "--model_name_or_path", str(folder / "model")]
+        + ["--dataset_name", str(folder / "train.parquet"), "--output_dir", str(tmp_path), *CPU]
+    )
+    assert status == 0
+    assert (tmp_path / "model.safetensors").exists() and (tmp_path / "processor_config.json").exists()
+    card = (tmp_path / "README.md").read_text()
+    expected = {"mfpo": "diffusion", "mdpo": "crop", "dpo": "the image term has no weight"}[method]
+    assert expected in card and "2410.15334" in card and str(folder) not in card
+
+
+def test_train_as_a_process_with_lora(folder, tmp_path):
+    done = run(
+        *["train", "--config", str(ROOT / "recipes/methods/mfpo.yaml"), "--model_name_or_path", str(folder / "model")],
+        *["--dataset_name", str(folder / "train.parquet"), "--output_dir", str(tmp_path), "--use_peft", *CPU],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == train.LANGUAGE_LAYERS
+    import safetensors
+
+    with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert names and all("language_model" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("image_loss_wieght: 1", [], "unknown key 'image_loss_wieght'; did you mean 'image_loss_weight'?"),
+        ("- a\n- b", [], "must hold a YAML mapping"),
+        ("corruption: difusion", [], "did you mean 'diffusion'"),
+        ("image_loss_weight: -1", [], "image_loss_weight is -1"),
+        ("beta: 0.1", [], "--model_name_or_path is needed"),
+        ("beta: 0.1", ["--model_name_or_path", "x"], "--dataset_name is needed"),
+    ],
+)
+def test_bad_fields(tmp_path, capsys, recipe, arguments, message):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    argv = ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
+    assert train.main([*argv, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mfpo train: error: ") and message in error and "Traceback" not in error
+
+
+def test_missing_recipe(capsys):
+    assert train.main(["--config", "no/such/recipe.yaml"]) == 2
+    assert "no/such/recipe.yaml" in capsys.readouterr().err
+
+
+def test_split_that_is_not_there(folder, tmp_path):
+    argv = ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "train.parquet"), *CPU]
+    with pytest.raises(ValueError, match=r"no split 'fit', only \['train'\]"):
+        train.main([*argv, "--output_dir", str(tmp_path), "--dataset_train_split", "fit"])
