@@ -1,6 +1,6 @@
 """DPOTrainer's script with another trainer: LLaVA-1.5 with text, image and anchor terms.
 
-    accelerate launch examples/drop_in.py
+accelerate launch examples/drop_in.py
 """
 
 from datasets import load_dataset

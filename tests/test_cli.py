@@ -50,10 +50,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["mfpo", "mdpo", "dpo"])
 def test_train_with_a_recipe(folder, tmp_path, method, recipes):
-    status = train.main(
-        ["--config", str(recipes / "methods" / f"{method}.yaml"), "--model_name_or_path", str(folder / "model")]
-        + ["--dataset_name", str(folder / "train.parquet"), "--output_dir", str(tmp_path), *CPU]
-    )
+    argv = ["--config", str(recipes / "methods" / f"{method}.yaml"), "--model_name_or_path", str(folder / "model")]
+    argv += ["--dataset_name", str(folder / "train.parquet"), "--output_dir", str(tmp_path), *CPU]
+    status = train.main(argv)
     assert status == 0
     assert (tmp_path / "model.safetensors").exists() and (tmp_path / "processor_config.json").exists()
     card = (tmp_path / "README.md").read_text()

@@ -100,7 +100,12 @@ def test_pad_to_multiple_and_cut(processor, caplog):
     [
         (tiny.LLAVA_TEMPLATE, "a cat</s>"),
         (tiny.ENDING_TEMPLATE, "a cat </s>"),
-        (tiny.LLAVA_TEMPLATE.replace("+ ' ' }}{% endfor %}{% endfor %}", "+ '<|end|>\\n' }}{% endfor %}{% endfor %}"), "a cat<|end|>\n"),
+        (
+            tiny.LLAVA_TEMPLATE.replace(
+                "+ ' ' }}{% endfor %}{% endfor %}", "+ '<|end|>\\n' }}{% endfor %}{% endfor %}"
+            ),
+            "a cat<|end|>\n",
+        ),
     ],
     ids=["none", "eos", "end-of-turn"],
 )
@@ -219,7 +224,9 @@ def test_key_region_is_needed(processor):
 
 @pytest.mark.parametrize(("limit", "message"), [(6, "would cut .* 4 of which are the image"), (9, "would cut")])
 def test_max_length_never_cuts_images(processor, limit, message):
-    with pytest.raises(ValueError, match=f"'prompt': max_length={limit} {message}.*raise max_length or set it to None"):
+    with pytest.raises(
+        ValueError, match=f"'prompt': max_length={limit} {message}.*raise max_length or set it to None"
+    ):
         MFPOCollator(processor, max_length=limit)(tiny.rows(1))
     text_only = {**tiny.rows(1)[0], "images": []}
     with pytest.raises(ValueError, match="leaves no room for the answer"):
@@ -230,7 +237,9 @@ def test_image_tensors_of_different_sizes_are_joined():
     """Tiles of 2 and 3 images a row, of 4 x 2 and 2 x 5 pixels: padded with zeros to the largest."""
 
     def row(n, height, width):
-        return Branch(EncodedPrompt({"input_ids": torch.ones(3)}, {"pixel_values": torch.full((n, height, width), 7.0)}), [1])
+        return Branch(
+            EncodedPrompt({"input_ids": torch.ones(3)}, {"pixel_values": torch.full((n, height, width), 7.0)}), [1]
+        )
 
     joined = lay_flat([row(2, 4, 2), row(3, 2, 5)], 0)["pixel_values"]
     assert joined.shape == (5, 4, 5)

@@ -18,8 +18,18 @@ def config(tmp_path, **fields):
 def test_defaults(tmp_path):
     found = config(tmp_path)
     assert found.term_weights == {"text": 1.0, "image": 1.0, "anchor": 1.0}
-    assert (found.anchor_margin, found.image_beta, found.corruption, found.corruption_kwargs) == (0, None, "diffusion", {})
-    assert (found.corruption_region, found.corruption_seed, found.add_eos, found.prefix_sharing) == ("auto", 0, True, "auto")
+    assert (found.anchor_margin, found.image_beta, found.corruption, found.corruption_kwargs) == (
+        0,
+        None,
+        "diffusion",
+        {},
+    )
+    assert (found.corruption_region, found.corruption_seed, found.add_eos, found.prefix_sharing) == (
+        "auto",
+        0,
+        True,
+        "auto",
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,10 +66,9 @@ def test_plain_dpo_config_keeps_every_setting(tmp_path):
 
 
 def test_command_line_fields(tmp_path):
-    (found,) = TrlParser(MFPOConfig).parse_args_and_config(
-        ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--image_loss_weight", "0.5"]
-        + ["--corruption_kwargs", '{"step": 700, "schedule": "cosine"}', "--add_eos", "false"]
-    )
+    argv = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--image_loss_weight", "0.5"]
+    argv += ["--corruption_kwargs", '{"step": 700, "schedule": "cosine"}', "--add_eos", "false"]
+    (found,) = TrlParser(MFPOConfig).parse_args_and_config(argv)
     assert found.image_loss_weight == 0.5 and not found.add_eos
     assert found.corruption_kwargs == {"step": 700, "schedule": "cosine"}
 

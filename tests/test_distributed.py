@@ -42,7 +42,15 @@ def test_two_processes_train_like_one(runs):
     assert len(together) == 2 and together[0]["world_size"] == 2 and alone["world_size"] == 1
     assert together[0]["history"] == together[1]["history"]
     for one, two in zip(alone["history"], together[0]["history"], strict=True):
-        for key in ("loss", "loss/text", "loss/image", "loss/anchor", "rewards/margins", "rewards/image_margins", "grad_norm"):
+        for key in (
+            "loss",
+            "loss/text",
+            "loss/image",
+            "loss/anchor",
+            "rewards/margins",
+            "rewards/image_margins",
+            "grad_norm",
+        ):
             assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
 
 
@@ -56,7 +64,10 @@ def test_images_are_the_same_in_every_process(runs):
 def test_images_are_the_same_with_and_without_workers():
     rows, collator = tiny.rows(8), MFPOCollator(tiny.processor())
     batches = [
-        [batch["pixel_values"] for batch in torch.utils.data.DataLoader(rows, 2, collate_fn=collator, num_workers=workers)]
+        [
+            batch["pixel_values"]
+            for batch in torch.utils.data.DataLoader(rows, 2, collate_fn=collator, num_workers=workers)
+        ]
         for workers in (0, 2)
     ]
     assert all(torch.equal(one, two) for one, two in zip(*batches, strict=True))

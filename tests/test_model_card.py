@@ -26,7 +26,9 @@ def card(tmp_path_factory):
     model.config._name_or_path = "llava-hf/llava-1.5-7b-hf"
     data = tiny.dataset(4)
     data.info.download_checksums = {"hf://datasets/openbmb/RLHF-V-Dataset@abc/data.parquet": {}}
-    trainer = MFPOTrainer(model=model, ref_model=tiny.model(), args=args, train_dataset=data, processing_class=tiny.processor())
+    trainer = MFPOTrainer(
+        model=model, ref_model=tiny.model(), args=args, train_dataset=data, processing_class=tiny.processor()
+    )
     trainer.create_model_card(model_name="My model", tags="extra")
     return (folder / "my-model" / "README.md").read_text()
 

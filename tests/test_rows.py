@@ -24,7 +24,11 @@ def test_plain_rgb_is_untouched():
 
 def test_path(tmp_path):
     tiny.picture(0).save(tmp_path / "a.png")
-    assert to_rgb(str(tmp_path / "a.png")).size == to_rgb({"bytes": None, "path": str(tmp_path / "a.png")}).size == (40, 32)
+    assert (
+        to_rgb(str(tmp_path / "a.png")).size
+        == to_rgb({"bytes": None, "path": str(tmp_path / "a.png")}).size
+        == (40, 32)
+    )
 
 
 def test_exif_orientation_is_applied():
@@ -159,4 +163,3 @@ def test_generator_streams_are_apart_and_fixed():
     assert len(set(draws.values())) == len(draws)
     # Held over releases and machines: a changed number is a changed data set.
     assert row_generator(b"0123456789abcdef", 0, "diffusion", 0).integers(10**9) == 671633266
-

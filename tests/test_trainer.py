@@ -118,7 +118,9 @@ def test_first_gradients_equal_dpo(tmp_path):
         trainer.model.train()
         batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
         trainer.compute_loss(trainer.model, batch).backward()
-        gradients.append({name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None})
+        gradients.append(
+            {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     # The bias of a key projection has no gradient but rounding: errors are measured against a thousandth of the largest.
     floor = max(gradient.norm() for gradient in gradients[0].values()) / 1000
@@ -279,7 +281,11 @@ def test_train_reaches_the_loss_with_one_forward_a_model(tmp_path):
 def test_plain_dpo_config_means_the_defaults(tmp_path):
     args = DPOConfig(output_dir=str(tmp_path), **CPU)
     trainer = MFPOTrainer(
-        model=policy(), ref_model=tiny.model(), args=args, train_dataset=tiny.dataset(8), processing_class=tiny.processor()
+        model=policy(),
+        ref_model=tiny.model(),
+        args=args,
+        train_dataset=tiny.dataset(8),
+        processing_class=tiny.processor(),
     )
     trainer.train()
     assert {"loss/text", "loss/image", "loss/anchor", "rewards/image_margins"} <= set(trainer.state.log_history[0])
@@ -302,7 +308,7 @@ def test_model_path_finds_everything_by_itself(tmp_path):
     trainer.save_model()
     again = tiny.LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert_same_weights(again, trainer.model)
-    card = (tmp_path / "out" / "README.md")
+    card = tmp_path / "out" / "README.md"
     trainer.create_model_card()
     assert "Modality-Fair" in card.read_text()
 
@@ -311,7 +317,11 @@ def test_model_path_finds_everything_by_itself(tmp_path):
     "options",
     [
         {"gradient_checkpointing": True},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "gradient_accumulation_steps": 2},
+        {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "gradient_accumulation_steps": 2,
+        },
         {"activation_offloading": False, "bf16": True},
         {"sync_ref_model": True, "ref_model_sync_steps": 2},
         {"corruption": "swap"},
@@ -334,7 +344,9 @@ def test_options_train(tmp_path, options):
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
-    plain, saving = (build(MFPOTrainer, {"gradient_checkpointing": on, "max_steps": 3}, tmp_path) for on in (False, True))
+    plain, saving = (
+        build(MFPOTrainer, {"gradient_checkpointing": on, "max_steps": 3}, tmp_path) for on in (False, True)
+    )
     plain.train(), saving.train()
     assert_same_history(history(plain), history(saving))
 
@@ -375,7 +387,9 @@ def test_four_bit_lora_trains_and_reloads(tmp_path):
     lora = LoraConfig(r=4, target_modules=r".*language_model.*\.(q|v)_proj")
     trainer = MFPOTrainer(
         model=path,
-        args=MFPOConfig(output_dir=str(tmp_path / "out"), **{**CPU, "gradient_checkpointing": True, "learning_rate": 0.02}),
+        args=MFPOConfig(
+            output_dir=str(tmp_path / "out"), **{**CPU, "gradient_checkpointing": True, "learning_rate": 0.02}
+        ),
         train_dataset=tiny.dataset(8, tiny.BOXES, key_regions=tiny.boxes),
         quantization_config=four_bit,
         peft_config=lora,
@@ -460,12 +474,33 @@ def test_compute_metrics_gets_logits(tmp_path):
 def test_iterable_data_sets(tmp_path):
     data = tiny.dataset(8, tiny.BOXES, key_regions=tiny.boxes).to_iterable_dataset()
     assert isinstance(data, IterableDataset)
-    trainer = build(MFPOTrainer, {"max_steps": 3}, tmp_path, data=data, eval_dataset=tiny.dataset(4).to_iterable_dataset())
+    trainer = build(
+        MFPOTrainer, {"max_steps": 3}, tmp_path, data=data, eval_dataset=tiny.dataset(4).to_iterable_dataset()
+    )
     trainer.train()
     assert "rewards/image_margins" in trainer.state.log_history[0]
     assert math.isfinite(trainer.evaluate()["eval_loss"])
     with pytest.raises(ValueError, match="swap.*map-style data set"):
         build(MFPOTrainer, {"max_steps": 3, "corruption": "swap"}, tmp_path, data=data)
+
+
+def broken_data(number: int) -> Dataset:
+    """Eight rows, one of which holds a file that is cut off."""
+    data = tiny.dataset(8).cast_column("images", tiny.List(tiny.Image(decode=False)))
+    return data.map(
+        lambda row, n: {
+            "images": [{"bytes": row["images"][0]["bytes"][:150], "path": None}] if n == number else row["images"]
+        },
+        with_indices=True,
+    ).cast_column("images", tiny.List(tiny.Image()))
+
+
+def test_unreadable_image_of_a_stream_is_named_by_its_prompt(tmp_path):
+    trainer = build(MFPOTrainer, {"max_steps": 4}, tmp_path, data=broken_data(5).to_iterable_dataset())
+    with pytest.raises(
+        ValueError, match="a row .prompt 'what is in image 5.'.*'image': image 0 cannot be read: .*[Tt]runcated"
+    ):
+        trainer.train()
 
 
 def text_data(count=8):
@@ -556,15 +591,12 @@ def test_equal_answers_are_counted_once_and_kept(tmp_path, caplog):
 
 def test_unreadable_image_names_row_and_field(tmp_path):
     """The number is the position in the data set that was passed, also after a shuffle."""
-    data = tiny.dataset(8).cast_column("images", tiny.List(tiny.Image(decode=False)))
-    broken = data.map(
-        lambda row, n: {"images": [{"bytes": row["images"][0]["bytes"][:150], "path": None}] if n == 5 else row["images"]},
-        with_indices=True,
-    ).cast_column("images", tiny.List(tiny.Image()))
-    shuffled = broken.shuffle(seed=3)
+    shuffled = broken_data(5).shuffle(seed=3)
     position = shuffled._indices.column(0).to_pylist().index(5)
     trainer = build(MFPOTrainer, {"num_train_epochs": 1, "max_steps": -1}, tmp_path, data=shuffled)
-    with pytest.raises(ValueError, match=f"row {position}, field 'images': cannot be read: .*(truncated|broken|Truncated)"):
+    with pytest.raises(
+        ValueError, match=f"row {position}, field 'images': cannot be read: .*(truncated|broken|Truncated)"
+    ):
         trainer.train()
 
 

@@ -16,7 +16,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|end|>"]
-CORPUS = ["USER: what is in the image? ASSISTANT: a red dog and a blue cat on the green grass.", "two birds sit by a tree"]
+CORPUS = [
+    "USER: what is in the image? ASSISTANT: a red dog and a blue cat on the green grass.",
+    "two birds sit by a tree",
+]
 
 # In the manner of the published LLaVA-1.5 template: a blank behind every text, no end-of-sequence token.
 LLAVA_TEMPLATE = (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
+import tiny
+import torch
+from datasets import Dataset
 
-from mfpo_trl import MFPOConfig, MFPOTrainer  # noqa: E402
+from mfpo_trl import MFPOConfig, MFPOTrainer
 
 
 class InOrder(MFPOTrainer):
@@ -48,7 +48,9 @@ def main(output: Path) -> None:
     trainer.train()
     rows = tiny.rows(8)
     dispreferred = trainer.data_collator.dispreferred
-    digests = {n: hashlib.sha256(dispreferred(row, row["images"])[0].tobytes()).hexdigest() for n, row in enumerate(rows)}
+    digests = {
+        n: hashlib.sha256(dispreferred(row, row["images"])[0].tobytes()).hexdigest() for n, row in enumerate(rows)
+    }
     report = {
         "world_size": trainer.accelerator.num_processes,
         "history": [line for line in trainer.state.log_history if "loss" in line],

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -143,6 +143,16 @@ def load_full_weights(model: PreTrainedModel, folder: str) -> None:
     """
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
+
+
+def undecoded(dataset: Any) -> Any:
+    """A streamed data set whose images stay files until the collator reads them, where a bad one can be named; any other
+    data set, or a dict of them, as it is."""
+    if isinstance(dataset, dict):
+        return {name: undecoded(own) for name, own in dataset.items()}
+    if isinstance(dataset, IterableDataset) and dataset.features is not None:
+        return dataset.decode(False)
+    return dataset
 
 
 class NumberedRows(Dataset):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import datasets
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from trl import apply_chat_template, extract_prompt, is_conversational, prepare_
 from .branches import IGNORED_LABEL
 from .dispreferred import DispreferredImages
 from .losses import BRANCHES
-from .rows import check_answers, enlarged, load_images, plain_text, row_error, without_none
+from .rows import IMAGE_COLUMNS, check_answers, enlarged, load_images, plain_text, row_error, without_none
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class MFPOCollator:
     def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:
         """One row -> the branches that it takes part in."""
         check_answers(example)
+        example = _with_remote_files(example)
         images = load_images(example, "image") or []
         prompt, chosen, rejected = self._texts(example, images)
         completions = {name: self._completion_ids(text) for name, text in (("chosen", chosen), ("rejected", rejected))}
@@ -136,7 +138,9 @@ class MFPOCollator:
             if example.get("chat_template_kwargs"):
                 row["chat_template_kwargs"] = example["chat_template_kwargs"]
             tools = example.get("tools")
-            row = apply_chat_template(row, self.processor, tools=json.loads(tools) if isinstance(tools, str) else tools)
+            row = apply_chat_template(
+                row, self.processor, tools=json.loads(tools) if isinstance(tools, str) else tools
+            )
         return row["prompt"], row["chosen"], row["rejected"]
 
     def _check_image_tokens(self, example: Mapping[str, Any], row: Mapping[str, Any], images: list) -> None:
@@ -151,7 +155,9 @@ class MFPOCollator:
                     problem = f"holds {found} {token!r} for {len(images)} image(s); a plain prompt needs one for each"
                     raise row_error(example, name, problem)
             elif found:
-                advice = "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
+                advice = (
+                    "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
+                )
                 raise row_error(example, name, f"holds a literal {token!r} in its text; remove it, {advice}")
 
     def _completion_ids(self, text: str) -> list[int]:
@@ -168,7 +174,9 @@ class MFPOCollator:
             return_tensors="pt",
         )
         shape = encoded["input_ids"].shape
-        tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"}
+        tensors = {
+            key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"
+        }
         tokens = {key: value[0] for key, value in tensors.items() if value.shape == shape}
         if self.max_length is not None and shape[1] >= self.max_length:
             raise row_error(example, "prompt", self._too_long(tokens["input_ids"]))
@@ -183,6 +191,23 @@ class MFPOCollator:
                 f"the image; {advice}"
             )
         return f"max_length={self.max_length} leaves no room for the answer after {len(ids)} prompt tokens; {advice}"
+
+
+def _with_remote_files(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fetch the images that a streamed data set keeps as paths inside of remote archives, which `datasets` alone opens."""
+
+    def fetched(field: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [fetched(field, item) for item in value]
+        if isinstance(value, Mapping) and value.get("bytes") is None and "://" in str(value.get("path")):
+            try:
+                return datasets.Image().decode_example(dict(value))
+            except Exception as error:
+                raise row_error(example, field, f"{value['path']} cannot be read: {error}") from error
+        return value
+
+    fields = [field for field in IMAGE_COLUMNS if example.get(field) is not None]
+    return {**example, **{field: fetched(field, example[field]) for field in fields}}
 
 
 def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

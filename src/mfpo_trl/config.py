@@ -65,7 +65,10 @@ class MFPOConfig(DPOConfig):
     )
     corruption_region: str = field(
         default="auto",
-        metadata={"help": "Where images are corrupted: `auto`, `global`, `random` or `key`.", "choices": REGION_CHOICES},
+        metadata={
+            "help": "Where images are corrupted: `auto`, `global`, `random` or `key`.",
+            "choices": REGION_CHOICES,
+        },
     )
     corruption_seed: int = field(default=0, metadata={"help": "Seed of the dispreferred images."})
     add_eos: bool = field(

@@ -59,7 +59,9 @@ class DispreferredImages:
         masks = self.masks(row, images, digest)
         return [self._corrupted(row, image, masks[n], digest, n) for n, image in enumerate(images)]
 
-    def masks(self, row: Mapping[str, Any], images: Sequence[Image.Image], digest: bytes | None = None) -> list[np.ndarray]:
+    def masks(
+        self, row: Mapping[str, Any], images: Sequence[Image.Image], digest: bytes | None = None
+    ) -> list[np.ndarray]:
         """Where each image is corrupted, one (H, W) bool mask an image."""
         sizes = [(image.height, image.width) for image in images]
         if self.region == "random":
@@ -93,7 +95,9 @@ class DispreferredImages:
 
     def _donor(self, row: Mapping[str, Any], pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.donors:
-            raise ValueError("corruption='swap' needs a map-style data set with images to take another row's image from")
+            raise ValueError(
+                "corruption='swap' needs a map-style data set with images to take another row's image from"
+            )
         for _ in range(DONOR_TRIES):
             other = self.donors[int(rng.integers(len(self.donors)))]
             images = load_images(other, "image")

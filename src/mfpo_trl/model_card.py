@@ -143,7 +143,9 @@ def describe_corruption(args: Any) -> str:
         "key": "the row's key regions",
     }
     options = {**corruption_defaults(args.corruption), **args.corruption_kwargs}
-    options = "".join(f", {key} = {value}" for key, value in options.items() if isinstance(value, str | int | float | list | tuple))
+    options = "".join(
+        f", {key} = {value}" for key, value in options.items() if isinstance(value, str | int | float | list | tuple)
+    )
     return (
         f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}`{options}, inside "
         f"{regions[args.corruption_region]}; seed {args.corruption_seed}."

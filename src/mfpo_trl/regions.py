@@ -91,7 +91,9 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
     counts = rle["counts"]
     runs = _uncompress(counts) if isinstance(counts, str | bytes) else [int(n) for n in counts]
     if sum(runs) != height * width or min(runs, default=0) < 0:
-        raise ValueError(f"the runs of the RLE cover {sum(runs)} pixels, its size {height}x{width} has {height * width}")
+        raise ValueError(
+            f"the runs of the RLE cover {sum(runs)} pixels, its size {height}x{width} has {height * width}"
+        )
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
 
 

@@ -13,19 +13,9 @@ from PIL import Image, ImageOps
 ROW_NUMBER = "row_number"
 """Where the position in the data set travels with a row, so that an error can name it."""
 
-COLUMNS = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "image",
-    "images",
-    "rejected_image",
-    "rejected_images",
-    "key_regions",
-    "tools",
-    "chat_template_kwargs",
-    ROW_NUMBER,
-)
+IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
+
+COLUMNS = ("prompt", "chosen", "rejected", *IMAGE_COLUMNS, "key_regions", "tools", "chat_template_kwargs", ROW_NUMBER)
 """The columns that the collator reads; every other one is dropped before the rows are fetched."""
 
 SMALLEST_SIDE = 4

@@ -59,7 +59,9 @@ def check_keys(recipe: Path, known: set[str]) -> None:
     for key in content:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"{recipe} has an unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise ValueError(
+                f"{recipe} has an unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
 
 
 def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> MFPOTrainer:
@@ -119,7 +121,9 @@ def peft_config(model: ModelConfig) -> Any:
     config = get_peft_config(model)
     if config is not None and model.lora_target_modules is None:
         config.target_modules = LANGUAGE_LAYERS
-        logger.warning(f"LoRA on the language model's linear layers ({LANGUAGE_LAYERS}); set --lora_target_modules to change it")
+        logger.warning(
+            f"LoRA on the language model's linear layers ({LANGUAGE_LAYERS}); set --lora_target_modules to change it"
+        )
     return config
 
 

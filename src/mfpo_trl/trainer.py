@@ -100,8 +100,8 @@ class MFPOTrainer(DPOTrainer):
             ref_model=ref_model,
             args=args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            train_dataset=_trl.undecoded(train_dataset),
+            eval_dataset=_trl.undecoded(eval_dataset),
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -148,7 +148,9 @@ class MFPOTrainer(DPOTrainer):
             del self.term_weights["image"]
             if not self.term_weights:
                 raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
-            logger.warning("No image in the data set: the image term has nothing to read, the other terms are trained.")
+            logger.warning(
+                "No image in the data set: the image term has nothing to read, the other terms are trained."
+            )
         elif not isinstance(self.data_collator, MFPOCollator):
             logger.warning(
                 "A data_collator of your own is used: the image term is trained only where its batches have the tables "
@@ -196,7 +198,9 @@ class MFPOTrainer(DPOTrainer):
         self._record(policy, losses, logratios)
         return (loss, outputs) if return_outputs else loss
 
-    def _reference_logps(self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: list) -> dict[str, Tensor]:
+    def _reference_logps(
+        self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: list
+    ) -> dict[str, Tensor]:
         """The reference's summed log-probabilities of every branch of the pairs, (B,) each. Those that TRL's loss reads,
         which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
         if cached[0] is not None:
