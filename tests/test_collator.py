@@ -203,11 +203,20 @@ def test_one_pixel_image(processor):
         ({"key_regions": [[5, 5, 5, 9]]}, "field 'key_regions': the box .* is empty"),
         ({"prompt": [{"role": "user", "content": "<image>\nwhat?"}]}, "field 'prompt': holds a literal '<image>'"),
         ({"chosen": [{"role": "assistant", "content": "an <image>"}]}, "field 'chosen': holds a literal '<image>'"),
-        ({"prompt": "what?", "chosen": "a", "rejected": "b"}, r"field 'prompt': holds 0 '<image>' for 1 image\(s\)"),
+        ({"prompt": "what?", "chosen": "a", "rejected": "b"}, "field 'images': the processor .* 0 <image> tokens"),
+        (
+            {"prompt": "<image><image> what?", "chosen": "a", "rejected": "b"},
+            r"field 'prompt': holds 2 '<image>' for 1 image\(s\)",
+        ),
+        (
+            {"prompt": "<image>?", "images": [], "chosen": "a", "rejected": "b"},
+            "field 'prompt': holds 1 '<image>' for 0",
+        ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "text", "text": "what?"}]}]},
-            "field 'prompt': Number of images provided",
+            "field 'prompt': the chat template cannot write it: Number of images provided",
         ),
+        ({"prompt": [{"role": "narrator", "content": "what?"}]}, "field 'prompt': .*Invalid role"),
     ],
 )
 def test_bad_rows(processor, change, message):

@@ -441,13 +441,12 @@ def test_evaluation_with_one_and_several_sets(tmp_path):
     sets = {"near": tiny.dataset(4), "far": tiny.dataset(6)}
     trainer = build(MFPOTrainer, {}, tmp_path, eval_dataset=sets)
     found = trainer.evaluate()
-    for name in sets:
-        for metric in ("loss", "loss/image", "rewards/margins", "rewards/image_margins", "rewards/modality_balance"):
-            assert math.isfinite(found[f"eval_{name}_{metric}"]) if metric == "loss" else True
+    assert all(math.isfinite(found[f"eval_{name}_loss"]) for name in sets)
     logged = set().union(*trainer.state.log_history)
-    assert {"eval_loss/image", "eval_rewards/image_margins", "eval_rewards/margins"} <= logged
+    assert {"eval_loss/image", "eval_rewards/image_margins", "eval_rewards/margins", "eval_loss/text"} <= logged
     held_out = trainer.evaluate(tiny.dataset(4))
     assert held_out["eval_loss"] == pytest.approx(found["eval_near_loss"], rel=1e-5)
+    assert held_out["eval_loss/image"] > 0 and "eval_rewards/modality_balance" in held_out
 
 
 def test_evaluation_weighs_rows_alike(tmp_path):
@@ -456,6 +455,18 @@ def test_evaluation_weighs_rows_alike(tmp_path):
     parts = [trainer.evaluate(tiny.dataset(6).select(range(*bounds)))["eval_loss"] for bounds in ((0, 4), (4, 6))]
     whole = trainer.evaluate(tiny.dataset(6))["eval_loss"]
     assert whole == pytest.approx((4 * parts[0] + 2 * parts[1]) / 6, rel=1e-5)
+
+
+def test_rows_that_a_transform_makes(tmp_path):
+    """Paths in the data set, pictures when a row is read."""
+
+    def opened(batch):
+        return {**batch, "images": [[tiny.picture(n)] for n in batch["number"]]}
+
+    data = tiny.dataset(8).remove_columns("images").add_column("number", list(range(8))).with_transform(opened)
+    trainer = build(MFPOTrainer, {"remove_unused_columns": False, "max_steps": 2}, tmp_path, data=data)
+    trainer.train()
+    assert "rewards/image_margins" in trainer.state.log_history[0]
 
 
 def test_compute_metrics_gets_logits(tmp_path):

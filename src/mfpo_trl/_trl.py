@@ -168,7 +168,8 @@ class NumberedRows(Dataset):
             indices_table=dataset._indices,
             fingerprint=dataset._fingerprint,
         )
-        rows.set_format(**dataset.format)
+        form = dataset.format
+        rows.set_format(form["type"], form["columns"], form["output_all_columns"], **form["format_kwargs"])
         return rows
 
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:

@@ -130,28 +130,27 @@ class MFPOCollator:
         self._check_image_tokens(example, row, images)
         if is_conversational(row):
             try:
-                row["prompt"] = prepare_multimodal_messages(row["prompt"], images=images)
-            except ValueError as error:
-                raise row_error(example, "prompt", str(error)) from error
-            for name in ("chosen", "rejected"):
-                row[name] = prepare_multimodal_messages(row[name])
-            if example.get("chat_template_kwargs"):
-                row["chat_template_kwargs"] = example["chat_template_kwargs"]
-            tools = example.get("tools")
-            row = apply_chat_template(
-                row, self.processor, tools=json.loads(tools) if isinstance(tools, str) else tools
-            )
+                row = self._templated(row, images, example.get("tools"), example.get("chat_template_kwargs"))
+            except Exception as error:
+                raise row_error(example, "prompt", f"the chat template cannot write it: {error}") from error
         return row["prompt"], row["chosen"], row["rejected"]
 
+    def _templated(self, row: dict[str, Any], images: list[Image.Image], tools: Any, kwargs: Any) -> dict[str, str]:
+        messages = {"prompt": prepare_multimodal_messages(row["prompt"], images=images)}
+        messages |= {name: prepare_multimodal_messages(row[name]) for name in ("chosen", "rejected")}
+        if kwargs:
+            messages["chat_template_kwargs"] = kwargs
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return apply_chat_template(messages, self.processor, tools=tools)
+
     def _check_image_tokens(self, example: Mapping[str, Any], row: Mapping[str, Any], images: list) -> None:
-        """The processor replaces every image token in a text by an image, wherever it stands."""
-        token = getattr(self.processor, "image_token", None)
-        if not isinstance(token, str):
-            return
-        for name in ("prompt", "chosen", "rejected"):
+        """The processor puts an image wherever its placeholder stands, in whatever text."""
+        names = ("boi_token", "image_token")
+        tokens = [token for token in (getattr(self.processor, name, None) for name in names) if isinstance(token, str)]
+        for name, token in ((name, token) for name in ("prompt", "chosen", "rejected") for token in tokens):
             found = plain_text(row[name]).count(token)
             if name == "prompt" and isinstance(row[name], str):
-                if found != len(images):
+                if found and found != len(images):
                     problem = f"holds {found} {token!r} for {len(images)} image(s); a plain prompt needs one for each"
                     raise row_error(example, name, problem)
             elif found:
@@ -166,13 +165,16 @@ class MFPOCollator:
         return end_completion(ids, tokenizer) if self.add_eos else ids
 
     def _encode_prompt(self, example: Mapping[str, Any], text: str, images: list[Image.Image]) -> EncodedPrompt:
-        encoded = self.processor(
-            images=[[enlarged(image) for image in images]] if images else None,
-            text=[text],
-            # The chat template has written them, and a plain prompt is taken as it stands, as in TRL.
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
+        try:
+            encoded = self.processor(
+                images=[[enlarged(image) for image in images]] if images else None,
+                text=[text],
+                # The chat template has written them, and a plain prompt is taken as it stands, as in TRL.
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
+        except Exception as error:
+            raise row_error(example, "images", f"the processor cannot encode the prompt: {error}") from error
         shape = encoded["input_ids"].shape
         tensors = {
             key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"

@@ -1,20 +1,20 @@
 """`mfpo train`: a recipe, a model and a data set -> a trained model."""
 
 import difflib
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.logging import get_logger
 from datasets import load_dataset, load_from_disk
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from .config import MFPOConfig
 from .trainer import MFPOTrainer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """LoRA targets of a vision-language model: the linear layers of its language part. `all-linear` would wrap the vision tower

@@ -1,11 +1,11 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
-import logging
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset
 from torch import Tensor
 from transformers import ProcessorMixin
@@ -22,7 +22,7 @@ from .model_card import write_model_card
 from .rows import COLUMNS
 from .validation import check_dataset, has_images
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class MFPOTrainer(DPOTrainer):
@@ -172,7 +172,9 @@ class MFPOTrainer(DPOTrainer):
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if not args.add_eos:
             return dataset
-        return dataset.map(_end_answers, fn_kwargs={"tokenizer": self._tokenizer})
+        options = {"num_proc": args.dataset_num_proc, "desc": f"Ending the answers of the {dataset_name} dataset"}
+        options = options if isinstance(dataset, Dataset) else {}
+        return dataset.map(_end_answers, fn_kwargs={"tokenizer": self._tokenizer}, **options)
 
     # Step
 

@@ -1,27 +1,28 @@
 """A map-style data set is read through once before training: what a row would break in hours from now is said at once."""
 
-import logging
 from typing import Any
 
 import pyarrow.compute as pc
+from accelerate.logging import get_logger
 from datasets import Dataset
 
 from .rows import ROW_NUMBER, check_answers, plain_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def check_dataset(dataset: Any, name: str) -> None:
-    """Look at the texts of every row. Iterable data sets are checked row by row as they come.
+    """Look at the texts of every row.
 
     Args:
-        dataset: anything; only `datasets.Dataset` is read.
+        dataset: anything; only a `datasets.Dataset` without a transform is read, the rows of others are checked as they
+            come.
         name: how to call it in a message.
 
     Raises:
         ValueError: no `chosen` or `rejected` column, or a row where one of them is empty.
     """
-    if not isinstance(dataset, Dataset):
+    if not _is_stored(dataset):
         return
     missing = [column for column in ("chosen", "rejected") if column not in dataset.column_names]
     if missing:
@@ -47,7 +48,7 @@ def check_dataset(dataset: Any, name: str) -> None:
 
 def has_images(dataset: Any) -> bool:
     """Whether some row may hold an image; True where it cannot be known without reading the data."""
-    if not isinstance(dataset, Dataset):
+    if not _is_stored(dataset):
         return True
     for column in {"image", "images"} & set(dataset.column_names):
         values = dataset.data.column(column)
@@ -55,3 +56,8 @@ def has_images(dataset: Any) -> bool:
         if (pc.sum(filled).as_py() or 0) > 0:
             return True
     return False
+
+
+def _is_stored(dataset: Any) -> bool:
+    """Whether the rows are what is stored, and not what a transform makes of it."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
