@@ -69,7 +69,7 @@ def diffusion(
 
     Args:
         image: (H, W, 3) uint8.
-        region: unused, noise covers the whole picture.
+        region: (H, W) bool; the picture outside of its bounding box is left as it is, which is where the time goes.
         rng: the source of `eps`.
         step: t, from 0 to 999; 500 in the paper.
         schedule: a name in `SCHEDULES`.
@@ -86,13 +86,18 @@ def diffusion(
     scale = min(1.0, resolution / min(height, width)) if resolution else 1.0
     grid_height, grid_width = max(1, round(height * scale)), max(1, round(width * scale))
     eps = rng.standard_normal((grid_height, grid_width, 3), dtype=np.float32)
-    if (grid_height, grid_width) != (height, width):
-        rows = np.arange(height) * grid_height // height
-        columns = np.arange(width) * grid_width // width
-        eps = eps[rows[:, None], columns]
-    # In grey levels, [-1, 1] is 127.5 wide on either side of 127.5.
-    noisy = np.float32(signal) * (image.astype(np.float32) - 127.5) + np.float32(127.5 * noise) * eps + 127.5
-    return np.rint(noisy).clip(0, 255).astype(np.uint8)
+    # In grey levels, [-1, 1] is 127.5 wide on either side of 127.5: 127.5 + signal * (m - 127.5) + noise * 127.5 * eps.
+    eps *= np.float32(127.5 * noise)
+    eps += np.float32(127.5 * (1 - signal))
+    rows, columns = _bounds(region)
+    noisy = eps.take(np.arange(height)[rows] * grid_height // height, axis=0)
+    noisy = noisy.take(np.arange(width)[columns] * grid_width // width, axis=1)
+    noisy += np.multiply(image[rows, columns], np.float32(signal), dtype=np.float32)
+    np.rint(noisy, out=noisy)
+    np.clip(noisy, 0, 255, out=noisy)
+    picture = image.copy()
+    picture[rows, columns] = noisy
+    return picture
 
 
 def crop(
@@ -119,7 +124,9 @@ def crop(
 
 def mean(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The image's mean colour everywhere."""
-    return np.broadcast_to(np.rint(image.mean(axis=(0, 1))).astype(np.uint8), image.shape)
+    totals = [int(image[..., channel].sum(dtype=np.int64)) for channel in range(3)]
+    colour = np.rint(np.array(totals) / image[..., 0].size).astype(np.uint8)
+    return np.broadcast_to(colour, image.shape)
 
 
 def black(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -168,7 +175,10 @@ def corrupt(
         ValueError: an unknown corruption or option.
     """
     _check_options(name, kwargs)
-    return np.where(region[..., None], CORRUPTIONS[name](image, region, rng, **kwargs), image)
+    picture = CORRUPTIONS[name](image, region, rng, **kwargs)
+    result, box = image.copy(), _bounds(region)
+    result[box] = np.where(region[box][..., None], picture[box], image[box])
+    return result
 
 
 def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -200,6 +210,14 @@ def corruption_defaults(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown corruption {name!r}{_nearest(name, CORRUPTIONS)}")
     parameters = inspect.signature(CORRUPTIONS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _bounds(region: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns between which a region lies; both empty for an empty region."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

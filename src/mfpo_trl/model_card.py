@@ -25,7 +25,7 @@ TEXT = """\
 # {model_name}
 
 {base} trained with **Modality-Fair Preference Optimization** (MFPO) on {data}, by
-[mfpo_trl](https://pypi.org/project/mfpo-trl/) on top of [TRL](https://github.com/huggingface/trl).
+`mfpo_trl` on top of [TRL](https://github.com/huggingface/trl).
 
 {badges}
 ## Objective

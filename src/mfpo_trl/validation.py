@@ -1,5 +1,6 @@
 """A map-style data set is read through once before training: what a row would break in hours from now is said at once."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
@@ -32,7 +33,7 @@ def check_dataset(dataset: Any, name: str) -> None:
         )
     texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
     equal = []
-    for number, row in enumerate(texts):
+    for number, row in enumerate(_rows(texts)):
         try:
             check_answers({**row, ROW_NUMBER: number})
         except ValueError as error:
@@ -56,6 +57,12 @@ def has_images(dataset: Any) -> bool:
         if (pc.sum(filled).as_py() or 0) > 0:
             return True
     return False
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows one by one, read in batches, which is several times faster."""
+    for batch in dataset.iter(1000):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def _is_stored(dataset: Any) -> bool:
