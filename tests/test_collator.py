@@ -181,6 +181,9 @@ def test_swap_takes_another_rows_image(processor):
     resized = [np.asarray(row["images"][0].resize((40, 32), Image.Resampling.BICUBIC)).tolist() for row in rows[1:]]
     assert found.tolist() in resized
     assert found.tolist() == np.asarray(dispreferred(rows[0], rows[0]["images"])[0]).tolist()
+    mixed = [{"images": []}] * 50 + rows[1:2]
+    found = DispreferredImages(corruption="swap", donors=mixed)(rows[0], rows[0]["images"])
+    assert np.asarray(found[0]).tolist() == resized[0]
     with pytest.raises(ValueError, match="no other image to swap in"):
         DispreferredImages(corruption="swap", donors=rows[:1])(rows[0], rows[0]["images"])
 
@@ -198,24 +201,31 @@ def test_one_pixel_image(processor):
         ({"chosen": [{"role": "assistant", "content": ""}]}, "field 'chosen': is empty"),
         ({"rejected_images": []}, r"field 'rejected_images': holds 0 image\(s\) for the 1"),
         ({"rejected_images": [tiny.picture(1)] * 2}, r"field 'rejected_images': holds 2 image\(s\) for the 1"),
-        ({"images": [{"bytes": b"", "path": None}]}, "field 'image': image 0 cannot be read: the file is empty"),
+        ({"images": [{"bytes": b"", "path": None}]}, "field 'images': image 0 cannot be read: the file is empty"),
         ({"key_regions": [[50, 50, 60, 60]]}, "field 'key_regions': the box .* lies outside the image of 40x32"),
         ({"key_regions": [[5, 5, 5, 9]]}, "field 'key_regions': the box .* is empty"),
         ({"prompt": [{"role": "user", "content": "<image>\nwhat?"}]}, "field 'prompt': holds a literal '<image>'"),
         ({"chosen": [{"role": "assistant", "content": "an <image>"}]}, "field 'chosen': holds a literal '<image>'"),
-        ({"prompt": "what?", "chosen": "a", "rejected": "b"}, "field 'images': the processor .* 0 <image> tokens"),
+        ({"prompt": "what?", "chosen": "a", "rejected": "b"}, "field 'prompt': the processor .* 0 <image> tokens"),
         (
             {"prompt": "<image><image> what?", "chosen": "a", "rejected": "b"},
-            r"field 'prompt': holds 2 '<image>' for 1 image\(s\)",
+            "field 'prompt': the processor .* 2 <image> tokens",
         ),
         (
             {"prompt": "<image>?", "images": [], "chosen": "a", "rejected": "b"},
-            "field 'prompt': holds 1 '<image>' for 0",
+            "field 'prompt': the processor .* 1 <image> tokens",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "text", "text": "what?"}]}]},
             "field 'prompt': the chat template cannot write it: Number of images provided",
         ),
+        (
+            {"images": [], "rejected_images": [tiny.picture(1)]},
+            r"field 'rejected_images': holds 1 image\(s\) for the 0",
+        ),
+        ({"prompt": None}, "field 'prompt': is empty"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "field 'prompt': is empty"),
+        ({"chosen": ["a cat"]}, "field 'chosen': is .*expected a string or a list of messages"),
         ({"prompt": [{"role": "narrator", "content": "what?"}]}, "field 'prompt': .*Invalid role"),
     ],
 )
@@ -223,6 +233,41 @@ def test_bad_rows(processor, change, message):
     row = {**tiny.rows(1)[0], "row_number": 41, **change}
     with pytest.raises(ValueError, match=rf"row 41.*, {message}"):
         MFPOCollator(processor)([*tiny.rows(1), row])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "message"),
+    [
+        ("a dog", "two cats", "field 'chosen': shares no prompt"),
+        ("<image> what? a dog", "<image> what? a dog", "field 'chosen': and 'rejected' begin alike"),
+        ("<image> what?", "<image> what? a dog", "field 'chosen': and 'rejected' begin alike"),
+        (
+            [{"role": "user", "content": "what?"}, {"role": "assistant", "content": ""}],
+            [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}],
+            "field 'chosen': is empty",
+        ),
+    ],
+)
+def test_bad_rows_without_a_prompt(processor, chosen, rejected, message):
+    row = {"row_number": 41, "images": [tiny.picture(0)], "chosen": chosen, "rejected": rejected}
+    with pytest.raises(ValueError, match=f"row 41.*({message})"):
+        MFPOCollator(processor)([row])
+
+
+def test_bad_rejected_images_are_refused_also_where_no_term_reads_them(processor):
+    row = {**tiny.rows(1)[0], "rejected_images": [tiny.picture(1)] * 2}
+    with pytest.raises(ValueError, match="holds 2 image"):
+        MFPOCollator(processor, branches=("chosen", "rejected"))([row])
+
+
+def test_equal_answers_are_said_once(processor, caplog):
+    rows = tiny.rows(3)
+    for row in rows:
+        row["rejected"] = row["chosen"]
+    collator = MFPOCollator(processor)
+    with caplog.at_level("WARNING"):
+        collator(rows), collator(rows)
+    assert caplog.text.count("'chosen' equals 'rejected'") == 1
 
 
 def test_key_region_is_needed(processor):

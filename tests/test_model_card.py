@@ -66,6 +66,20 @@ def test_the_card_keeps_secrets_and_is_whole(card, tmp_path_factory):
     assert "{" not in card.split("```")[0]
 
 
+def test_a_local_data_set_and_terms_that_were_not_trained(tmp_path):
+    (tmp_path / "secret.parquet").touch()
+    args = MFPOConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", loss_type="ipo")
+    data = tiny.dataset(4).remove_columns("images")
+    trainer = MFPOTrainer(
+        model=tiny.model(), ref_model=tiny.model(), args=args, train_dataset=data, processing_class=tiny.processor()
+    )
+    trainer.create_model_card(dataset_name=str(tmp_path / "secret.parquet"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "secret" not in card
+    assert "| image | 0 |" in card and "None: the image term has no weight, or the data set no image." in card
+    assert "| text (DPO, `ipo`) | 1.0 | TRL's loss of that name |" in card
+
+
 def test_data_sets_without_a_name():
     data = tiny.dataset(3)
     assert hub_dataset(data) is None and hub_dataset(object()) is None

@@ -59,12 +59,32 @@ def test_large_compressed_rle():
         {"box": [2, 1, 5, 3], "rle": None, "phrase": "dog", "score": 0.9},
         {"rle": encode_rle(half()), "phrase": "dog"},
         {"mask": {"bytes": as_png(half()), "path": None}},
+        {"box": [2, 1, 5, 3], "rle": {"size": None, "counts": None}},
     ],
     ids=lambda form: type(form).__name__,
 )
 def test_every_form_of_a_region(form):
     assert (region_mask([form], 6, 8) == half()).all()
     assert (region_mask(form, 6, 8) == half()).all()
+
+
+def test_palette_masks_count_indices_and_clear_pixels_do_not_count():
+    palette = Image.fromarray(half().astype(np.uint8), "L").convert("P")
+    palette.putdata(half().astype(np.uint8).ravel().tolist())
+    palette.putpalette([255, 255, 255, 0, 0, 0])
+    clear = Image.fromarray(np.full((6, 8, 4), 255, dtype=np.uint8))
+    clear.putalpha(Image.fromarray(half().astype(np.uint8) * 255))
+    for mask in (palette, clear):
+        assert (region_mask([mask], 6, 8) == half()).all()
+
+
+def test_an_array_of_boxes():
+    assert (region_mask(np.array([[2, 1, 5, 3], [2, 1, 4, 2]]), 6, 8) == half()).all()
+
+
+def test_a_text_is_no_list_of_regions():
+    with pytest.raises(ValueError, match="found the text"):
+        regions_per_image("[[2, 1, 5, 3]]", 1)
 
 
 def test_union_fractions_and_clipping():
@@ -83,12 +103,14 @@ def test_union_fractions_and_clipping():
         ([0.1, 0.2, 0.8, 0.9], "pixels, not fractions"),
         ([0, 0, float("nan"), 3], "not finite"),
         ([0, 0, 3], "expected a box"),
-        ("a dog", "expected a box"),
+        ("a dog", "cannot be read|expected a box"),
         ({"phrase": "dog"}, "expected a box"),
         (np.zeros((6, 8), dtype=bool), "empty mask"),
         (np.ones((5, 8), dtype=bool), "mask of 8x5 pixels for an image of 8x6"),
         ({"size": [6, 8], "counts": [1, 2]}, "cover 3 pixels"),
         (b"no image", "cannot be read"),
+        ({"bytes": None, "path": "no/such/mask.png"}, "mask image cannot be read"),
+        ({"rle": {"size": None, "counts": None}, "box": None}, "fills none of its keys"),
     ],
 )
 def test_bad_regions(region, message):

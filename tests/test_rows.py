@@ -109,6 +109,7 @@ def test_image_columns():
     assert load_images({"image": None, "images": None}, "image") is None
     assert load_images({"images": []}, "image") == []
     assert [i.size for i in load_images({"image": image}, "image")] == [(40, 32)]
+    assert len(load_images({"image": image, "images": []}, "image")) == 1
     with pytest.raises(ValueError, match="fill one of the two"):
         load_images({"image": image, "images": [image]}, "image")
     with pytest.raises(ValueError, match="expected a list of images"):
@@ -122,7 +123,8 @@ def test_image_columns():
         ({"chosen": ""}, "row 3 .*'chosen'.*is empty"),
         ({"chosen": [{"role": "assistant", "content": "  "}]}, "'chosen'.*is empty"),
         ({"chosen": []}, "'chosen'.*is empty"),
-        ({"rejected": 5}, "'rejected'.*is a int"),
+        ({"rejected": 5}, "'rejected'.*is '5'; expected a string"),
+        ({"chosen": ["yes"]}, "'chosen'.*expected a string or a list of messages"),
     ],
 )
 def test_bad_answers(change, message):

@@ -6,7 +6,7 @@ import math
 import pytest
 import tiny
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
@@ -322,7 +322,7 @@ def test_model_path_finds_everything_by_itself(tmp_path):
             "gradient_checkpointing_kwargs": {"use_reentrant": False},
             "gradient_accumulation_steps": 2,
         },
-        {"activation_offloading": False, "bf16": True},
+        {"bf16": True},
         {"sync_ref_model": True, "ref_model_sync_steps": 2},
         {"corruption": "swap"},
         {"corruption": "crop", "corruption_region": "global", "corruption_kwargs": {"scale": [0.01, 0.2]}},
@@ -509,7 +509,7 @@ def broken_data(number: int) -> Dataset:
 def test_unreadable_image_of_a_stream_is_named_by_its_prompt(tmp_path):
     trainer = build(MFPOTrainer, {"max_steps": 4}, tmp_path, data=broken_data(5).to_iterable_dataset())
     with pytest.raises(
-        ValueError, match="a row .prompt 'what is in image 5.'.*'image': image 0 cannot be read: .*[Tt]runcated"
+        ValueError, match="a row .prompt 'what is in image 5.'.*'images': image 0 cannot be read: .*[Tt]runcated"
     ):
         trainer.train()
 
@@ -581,6 +581,65 @@ def test_empty_answers_are_found_before_training(tmp_path, split):
     sets = {"data": bad} if split == "train_dataset" else {"eval_dataset": bad}
     with pytest.raises(ValueError, match=f"{split}, row 2 .*'what is in image 2.'.*'chosen': is empty"):
         build(MFPOTrainer, {}, tmp_path, **sets)
+
+
+def test_a_bad_first_row_is_named(tmp_path):
+    """TRL looks into the first row before anything else does."""
+    with pytest.raises(ValueError, match="train_dataset, row 0, field 'images': cannot be read: .*[Tt]runcated"):
+        build(MFPOTrainer, {}, tmp_path, data=broken_data(0))
+
+
+def test_data_that_cannot_be_trained_on(tmp_path):
+    with pytest.raises(ValueError, match="train_dataset has no rows"):
+        build(MFPOTrainer, {}, tmp_path, data=tiny.dataset(2).select([]))
+    single = tiny.dataset(2).remove_columns("images").add_column("images", [None, None], feature=tiny.Image())
+    with pytest.raises(ValueError, match="'images' must hold a list of images; call a single image 'image'"):
+        build(MFPOTrainer, {}, tmp_path, data=single)
+    prompts = {"prompt": lambda n: [{"role": "user", "content": "<image> what?" if n == 2 else "what?"}]}
+    with pytest.raises(ValueError, match="train_dataset, row 2 .*'prompt': holds a literal '<image>'"):
+        build(MFPOTrainer, {}, tmp_path, data=tiny.dataset(4, **prompts))
+    with pytest.raises(TypeError, match="DatasetDict"):
+        build(MFPOTrainer, {}, tmp_path, data=DatasetDict(train=tiny.dataset(2)))
+
+
+def test_only_the_image_term_with_a_collator_that_has_no_corrupted_branch(tmp_path):
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+    options = {"text_loss_weight": 0, "anchor_loss_weight": 0}
+    trainer = build(MFPOTrainer, options, tmp_path, data_collator=DataCollatorForVisionPreference(tiny.processor()))
+    with pytest.raises(ValueError, match="no corrupted branch to read"):
+        trainer.train()
+
+
+def test_a_failing_transform_names_the_row(tmp_path):
+    def opened(batch):
+        if 5 in batch["number"]:
+            raise OSError("no such picture")
+        return {**batch, "images": [[tiny.picture(n)] for n in batch["number"]]}
+
+    data = tiny.dataset(8).remove_columns("images").add_column("number", list(range(8))).with_transform(opened)
+    trainer = build(MFPOTrainer, {"remove_unused_columns": False, "max_steps": 4}, tmp_path, data=data)
+    with pytest.raises(ValueError, match=r"row 5: the data set's transform failed: OSError\('no such picture'\)"):
+        trainer.train()
+
+
+def test_swap_takes_only_rows_that_have_an_image(tmp_path):
+    images = {"images": lambda n: [tiny.picture(n)] if n > 9 else []}
+    data = Dataset.from_list(tiny.rows(12, **images), features=tiny.dataset(1).features)
+    trainer = build(MFPOTrainer, {"corruption": "swap", "max_steps": 3}, tmp_path, data=data.shuffle(seed=1))
+    assert len(trainer.data_collator.dispreferred.donors) == 2
+    trainer.train()
+
+
+def test_rows_that_max_length_drops_from_text_data_are_counted(tmp_path, caplog):
+    rows = text_data()
+    with pytest.raises(ValueError, match="max_length=5 leaves no room for the answer in 8 of the 8 rows"):
+        build(MFPOTrainer, {"max_length": 5}, tmp_path, data=rows)
+    long = Dataset.from_list([{**row, "prompt": [{"role": "user", "content": "why? " * 99}]} if n == 3 else row
+                              for n, row in enumerate(rows)], features=rows.features)  # fmt: skip
+    with caplog.at_level("WARNING"):
+        trainer = build(MFPOTrainer, {"max_length": 200}, tmp_path, data=long)
+    assert len(trainer.train_dataset) == 7 and "in 1 of the 8 rows of the train dataset" in caplog.text
 
 
 def test_missing_column(tmp_path):

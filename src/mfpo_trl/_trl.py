@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import trl
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -33,7 +34,7 @@ CONTRACT = {
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_best_model": "",
 }
-"""Every method of DPOTrainer that is called or overridden beyond its documented use, with its parameters."""
+"""Every method of DPOTrainer that is called or overridden beyond its documented use, with its first parameters."""
 
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 """What TRL's fused LM head returns for every label position; None where nobody asked for it."""
@@ -47,7 +48,7 @@ def check_contract() -> None:
     for name, expected in CONTRACT.items():
         method = getattr(DPOTrainer, name, None)
         found = [] if method is None else list(inspect.signature(method).parameters)[1:]
-        if method is None or found != expected.split():
+        if found[: len(expected.split())] != expected.split():
             raise RuntimeError(
                 f"mfpo_trl does not know this version of TRL ({trl.__version__}): DPOTrainer.{name}({', '.join(found)}) "
                 f"{'is gone' if method is None else 'has other parameters'}. Install trl==1.16.0, or a newer mfpo_trl."
@@ -148,7 +149,7 @@ def load_full_weights(model: PreTrainedModel, folder: str) -> None:
 def undecoded(dataset: Any) -> Any:
     """A streamed data set whose images stay files until the collator reads them, where a bad one can be named; any other
     data set, or a dict of them, as it is."""
-    if isinstance(dataset, dict):
+    if isinstance(dataset, dict) and not isinstance(dataset, DatasetDict):
         return {name: undecoded(own) for name, own in dataset.items()}
     if isinstance(dataset, IterableDataset) and dataset.features is not None:
         return dataset.decode(False)
@@ -185,10 +186,22 @@ class NumberedRows(Dataset):
         return [{**row, ROW_NUMBER: int(key)} for key, row in zip(keys, rows, strict=True)]
 
     def _unreadable(self, keys: list[int], error: Exception) -> Exception:
-        for key in keys:
+        for key in map(int, keys):
+            if self.format["type"] == "custom":
+                try:
+                    self[key]
+                except Exception as cause:
+                    return ValueError(f"row {key}: the data set's transform failed: {cause!r}")
+                continue
             for column in self.column_names:
                 try:
-                    self[column][int(key)]
+                    self[column][key]
                 except Exception as cause:
-                    return row_error({ROW_NUMBER: int(key)}, column, f"cannot be read: {cause}")
+                    return row_error({ROW_NUMBER: key}, column, f"cannot be read: {_of_image(cause)}")
         return error
+
+
+def _of_image(error: Exception) -> str:
+    """Pillow's message, where it names an object in memory instead of what is wrong."""
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "the file is empty, or no image of a known format" if unknown else str(error)

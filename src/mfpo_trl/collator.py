@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from trl import apply_chat_template, extract_prompt, is_conversational, prepare_multimodal_messages
+from trl import apply_chat_template, is_conversational, prepare_multimodal_messages
 
 from .branches import IGNORED_LABEL
-from .dispreferred import DispreferredImages
+from .dispreferred import DispreferredImages, check_rejected_images
 from .losses import BRANCHES
-from .rows import IMAGE_COLUMNS, check_answers, enlarged, load_images, plain_text, row_error, without_none
+from .rows import IMAGE_COLUMNS, enlarged, load_images, row_error, row_name, same_answer
+from .validation import checked_texts, image_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class MFPOCollator:
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     add_eos: bool = True
-    _said_cut: bool = field(default=False, init=False, repr=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         samples = [self.encode(example) for example in examples]
@@ -98,73 +99,59 @@ class MFPOCollator:
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         return {"pairs": pairs, **rows}
 
-    def _say_when_cut(self, branches: Sequence[Branch]) -> None:
-        if self.max_length is None or self._said_cut:
-            return
-        cut = [len(b.prompt.tokens["input_ids"]) + len(b.completion) > self.max_length for b in branches]
-        if any(cut):
-            self._said_cut = True
-            logger.warning(
-                f"max_length={self.max_length} cuts the end of answers, in this batch {sum(cut)} of {len(cut)}. Said once."
-            )
-
     def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:
         """One row -> the branches that it takes part in."""
-        check_answers(example)
+        texts = checked_texts(example, image_tokens(self.processor))
+        if same_answer(example):
+            self._say("equal", f"{row_name(example)}: 'chosen' equals 'rejected'; its text term teaches nothing.")
         example = _with_remote_files(example)
         images = load_images(example, "image") or []
-        prompt, chosen, rejected = self._texts(example, images)
+        check_rejected_images(example, len(images))
+        prompt, chosen, rejected = self._templated(example, texts, images)
         completions = {name: self._completion_ids(text) for name, text in (("chosen", chosen), ("rejected", rejected))}
-        clean = self._encode_prompt(example, prompt, images)
+        clean = self._encode_prompt(example, "prompt", prompt, images)
         sample = {name: Branch(clean, completions[name]) for name in ("chosen", "rejected") if name in self.branches}
         if images and "corrupted" in self.branches:
-            variant = self._encode_prompt(example, prompt, self.dispreferred(example, images))
+            variant = self._encode_prompt(example, "rejected_images", prompt, self.dispreferred(example, images))
             sample["corrupted"] = Branch(variant, completions["chosen"])
         return sample
 
-    def _texts(self, example: Mapping[str, Any], images: list[Image.Image]) -> tuple[str, str, str]:
-        """The templated prompt, chosen and rejected response."""
-        row = {key: without_none(example[key]) for key in ("prompt", "chosen", "rejected") if example.get(key)}
-        if "prompt" not in row:
-            row = extract_prompt(row)
-        self._check_image_tokens(example, row, images)
-        if is_conversational(row):
-            try:
-                row = self._templated(row, images, example.get("tools"), example.get("chat_template_kwargs"))
-            except Exception as error:
-                raise row_error(example, "prompt", f"the chat template cannot write it: {error}") from error
-        return row["prompt"], row["chosen"], row["rejected"]
+    def _say(self, subject: str, message: str) -> None:
+        """Warn of a subject once in this process."""
+        if subject not in self._said:
+            self._said.add(subject)
+            logger.warning(f"{message} Said once; there may be more.")
 
-    def _templated(self, row: dict[str, Any], images: list[Image.Image], tools: Any, kwargs: Any) -> dict[str, str]:
-        messages = {"prompt": prepare_multimodal_messages(row["prompt"], images=images)}
-        messages |= {name: prepare_multimodal_messages(row[name]) for name in ("chosen", "rejected")}
-        if kwargs:
-            messages["chat_template_kwargs"] = kwargs
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        return apply_chat_template(messages, self.processor, tools=tools)
+    def _say_when_cut(self, branches: Sequence[Branch]) -> None:
+        if self.max_length is None:
+            return
+        cut = [len(b.prompt.tokens["input_ids"]) + len(b.completion) > self.max_length for b in branches]
+        if any(cut):
+            problem = f"cuts the end of answers, in this batch {sum(cut)} of {len(cut)}."
+            self._say("cut", f"max_length={self.max_length} {problem}")
 
-    def _check_image_tokens(self, example: Mapping[str, Any], row: Mapping[str, Any], images: list) -> None:
-        """The processor puts an image wherever its placeholder stands, in whatever text."""
-        names = ("boi_token", "image_token")
-        tokens = [token for token in (getattr(self.processor, name, None) for name in names) if isinstance(token, str)]
-        for name, token in ((name, token) for name in ("prompt", "chosen", "rejected") for token in tokens):
-            found = plain_text(row[name]).count(token)
-            if name == "prompt" and isinstance(row[name], str):
-                if found and found != len(images):
-                    problem = f"holds {found} {token!r} for {len(images)} image(s); a plain prompt needs one for each"
-                    raise row_error(example, name, problem)
-            elif found:
-                advice = (
-                    "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
-                )
-                raise row_error(example, name, f"holds a literal {token!r} in its text; remove it, {advice}")
+    def _templated(self, example: Mapping[str, Any], texts: dict, images: list[Image.Image]) -> tuple[str, str, str]:
+        """The prompt, chosen and rejected response as the model reads them."""
+        if not is_conversational(texts):
+            return texts["prompt"], texts["chosen"], texts["rejected"]
+        tools = example.get("tools")
+        try:
+            messages = {"prompt": prepare_multimodal_messages(texts["prompt"], images=images)}
+            messages |= {name: prepare_multimodal_messages(texts[name]) for name in ("chosen", "rejected")}
+            if example.get("chat_template_kwargs"):
+                messages["chat_template_kwargs"] = example["chat_template_kwargs"]
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+            written = apply_chat_template(messages, self.processor, tools=tools)
+        except Exception as error:
+            raise row_error(example, "prompt", f"the chat template cannot write it: {error}") from error
+        return written["prompt"], written["chosen"], written["rejected"]
 
     def _completion_ids(self, text: str) -> list[int]:
         tokenizer = self.processor.tokenizer
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return end_completion(ids, tokenizer) if self.add_eos else ids
 
-    def _encode_prompt(self, example: Mapping[str, Any], text: str, images: list[Image.Image]) -> EncodedPrompt:
+    def _encode_prompt(self, example: Mapping[str, Any], field: str, text: str, images: list) -> EncodedPrompt:
         try:
             encoded = self.processor(
                 images=[[enlarged(image) for image in images]] if images else None,
@@ -174,8 +161,10 @@ class MFPOCollator:
                 return_tensors="pt",
             )
         except Exception as error:
-            raise row_error(example, "images", f"the processor cannot encode the prompt: {error}") from error
+            raise row_error(example, field, f"the processor cannot encode prompt and images: {error}") from error
         shape = encoded["input_ids"].shape
+        if not shape[1]:
+            raise row_error(example, "prompt", "is empty; there is nothing to answer")
         tensors = {
             key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"
         }
@@ -264,6 +253,7 @@ def lay_flat(
         batch["input_ids"][row, prompt:length] = completion
         batch["labels"][row, prompt:length] = completion
         batch["attention_mask"][row, :length] = 1
+        assert prompt > 0, "a completion behind an empty prompt has no position that predicts its first token"
         # Position t predicts token t + 1, so the first label stands at the prompt's last token.
         table.append([row, prompt - 1, len(completion)])
     return {"branches": torch.tensor(table), **batch, **_join([branch.prompt.vision for branch in branches])}

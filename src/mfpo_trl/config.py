@@ -24,7 +24,8 @@ class MFPOConfig(DPOConfig):
 
     Args:
         text_loss_weight, image_loss_weight, anchor_loss_weight:
-            Weights of the three terms, >= 0 and not all 0. A branch that no term with weight reads is not computed.
+            Weights of the three terms, >= 0 and not all 0. A branch that no term with weight reads is not computed; with
+            `text_loss_weight=0` TRL's loss does not run, and the metrics that it logs are not there.
         anchor_margin: eta of `L_margin` (delta in mDPO), in units of reward.
         image_beta: beta of the image and anchor terms; `beta` when None.
         corruption: how the dispreferred image is made for a row that has no `rejected_images`: `diffusion`, `crop`,
@@ -33,7 +34,8 @@ class MFPOConfig(DPOConfig):
             `{"scale": [0.01, 0.2]}`.
         corruption_region: where: `auto` (the row's `key_regions`, else the whole image), `global` (the whole image),
             `random` (a rectangle of 20 % of the area), `key` (the row's `key_regions`; a row without is an error).
-        corruption_seed: the dispreferred image depends on this and on the row's content, on nothing else.
+        corruption_seed: the dispreferred image depends on this and on the row's image and prompt (`swap`: also on the other
+            rows of the data set), never on order, worker or rank.
         add_eos: score the end of every completion, also where the chat template writes none. The only default that makes
             a number differ from DPOTrainer's when the other weights are 0.
         prefix_sharing: whether branches that share image and prompt share a row: `auto`, `on`, `off`.

@@ -1,7 +1,7 @@
 """From an image to the dispreferred image: (image, region, generator) -> image, one function each.
 
-Every function returns a new picture for the whole image; `corrupt` puts it into the region only, so that every pixel
-outside stays bit-identical. Images are (H, W, 3) uint8 arrays in RGB, regions (H, W) bool.
+Every function returns a picture of the image's size that is right inside of the region; `corrupt` takes that part of it
+only, so that every pixel outside stays bit-identical. Images are (H, W, 3) uint8 arrays in RGB, regions (H, W) bool.
 """
 
 import difflib

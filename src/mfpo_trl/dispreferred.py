@@ -9,7 +9,7 @@ from PIL import Image
 
 from .corruptions import corrupt
 from .regions import random_region, region_mask, regions_per_image
-from .rows import load_images, row_digest, row_error, row_generator
+from .rows import image_list, load_images, row_digest, row_error, row_generator
 
 RANDOM_AREA = 0.2
 """Share of the image that `corruption_region="random"` covers; 20 % in the ablation of arXiv 2410.15334."""
@@ -49,11 +49,9 @@ class DispreferredImages:
         Raises:
             ValueError: `rejected_images` of another length, a region that is no region, no region where one is needed.
         """
+        check_rejected_images(row, len(images))
         given = load_images(row, "rejected_image")
         if given is not None:
-            if len(given) != len(images):
-                problem = f"holds {len(given)} image(s) for the {len(images)} of 'images'; give one for each"
-                raise row_error(row, "rejected_images", problem)
             return given
         digest = row_digest(row.get("prompt"), images)
         masks = self.masks(row, images, digest)
@@ -80,7 +78,7 @@ class DispreferredImages:
                 region_mask(own, *size) if own else np.full(size, whole)
                 for own, size in zip(regions, sizes, strict=True)
             ]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise row_error(row, "key_regions", str(error)) from error
 
     def _corrupted(self, row, image: Image.Image, mask: np.ndarray, digest: bytes, position: int) -> Image.Image:
@@ -95,12 +93,18 @@ class DispreferredImages:
 
     def _donor(self, row: Mapping[str, Any], pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.donors:
-            raise ValueError(
-                "corruption='swap' needs a map-style data set with images to take another row's image from"
-            )
-        for _ in range(DONOR_TRIES):
-            other = self.donors[int(rng.integers(len(self.donors)))]
-            images = load_images(other, "image")
-            if images and not np.array_equal(np.asarray(images[0]), pixels):
-                return np.asarray(images[0])
-        raise row_error(row, "images", f"no other image to swap in was found in {DONOR_TRIES} random rows")
+            raise ValueError("corruption='swap' needs rows with images to take another image from")
+        first = int(rng.integers(len(self.donors)))
+        for step in range(min(DONOR_TRIES, len(self.donors))):
+            other = load_images(self.donors[(first + step) % len(self.donors)], "image")
+            if other and not np.array_equal(np.asarray(other[0]), pixels):
+                return np.asarray(other[0])
+        raise row_error(row, "images", f"no other image to swap in was found in {step + 1} rows")
+
+
+def check_rejected_images(row: Mapping[str, Any], images: int) -> None:
+    """Raise ValueError when a row brings dispreferred images, but not one for each of its images."""
+    given = image_list(row, "rejected_image")
+    if given is not None and len(given) != images:
+        field = "rejected_image" if row.get("rejected_image") is not None else "rejected_images"
+        raise row_error(row, field, f"holds {len(given)} image(s) for the {images} of 'images'; give one for each")

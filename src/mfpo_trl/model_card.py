@@ -1,6 +1,7 @@
 """What is written beside the weights."""
 
 import os
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ TEXT = """\
 
 | term | weight | formula |
 |---|---|---|
-| text (DPO, `{loss_type}`) | {text} | `-log sigma(beta * [r(y_w given m) - r(y_l given m)])` |
+| text (DPO, `{loss_type}`) | {text} | {text_formula} |
 | image | {image} | `-log sigma(beta * [r(y_w given m) - r(y_w given m')])` |
 | anchor | {anchor} | `-log sigma(beta * r(y_w given m) - {margin})` |
 
@@ -116,14 +117,20 @@ def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str 
         data=describe_dataset(trainer.train_dataset, dataset_name),
         badges=badges,
         loss_type=", ".join(trainer.loss_types),
-        text=args.text_loss_weight,
-        image=args.image_loss_weight,
-        anchor=args.anchor_loss_weight,
+        # What was trained with, which is less than what was asked for where the data has no image.
+        text=trainer.term_weights.get("text", 0),
+        text_formula=(
+            "`-log sigma(beta * [r(y_w given m) - r(y_l given m)])`"
+            if trainer.loss_types == ["sigmoid"] and args.f_divergence_type == "reverse_kl"
+            else "TRL's loss of that name"
+        ),
+        image=trainer.term_weights.get("image", 0),
+        anchor=trainer.term_weights.get("anchor", 0),
         margin=args.anchor_margin,
         beta=args.beta,
         image_beta=trainer.image_beta,
         eos="always scored" if args.add_eos else "scored only where the chat template writes it",
-        corruption=describe_corruption(args),
+        corruption=describe_corruption(args, trainer.term_weights),
         versions="\n".join(f"- {name}: {found}" for name in PACKAGES if (found := _version(name))),
         mfpo=trainer._paper["citation"],
         mdpo=MDPO_CITATION,
@@ -132,10 +139,10 @@ def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str 
     )
 
 
-def describe_corruption(args: Any) -> str:
+def describe_corruption(args: Any, term_weights: Mapping[str, float]) -> str:
     """One or two sentences on where the dispreferred images come from."""
-    if not args.image_loss_weight:
-        return "None: the image term has no weight."
+    if "image" not in term_weights:
+        return "None: the image term has no weight, or the data set no image."
     regions = {
         "auto": "the row's key regions, or the whole image where a row has none",
         "global": "the whole image",

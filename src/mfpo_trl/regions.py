@@ -33,6 +33,8 @@ def region_mask(regions: Any, height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: a region of no known form, outside the image, or empty.
     """
+    if isinstance(regions, np.ndarray) and regions.ndim == 2 and regions.shape[1] == 4 != width:
+        regions = regions.tolist()
     mask = np.zeros((height, width), dtype=bool)
     for region in [regions] if _is_one_region(regions) else regions:
         mask |= _one_mask(region, height, width)
@@ -50,6 +52,8 @@ def regions_per_image(key_regions: Any, images: int) -> list[list[Any]]:
     """
     if key_regions is None or (isinstance(key_regions, Sequence) and len(key_regions) == 0):
         return [[] for _ in range(images)]
+    if isinstance(key_regions, str):
+        raise ValueError(f"found the text {key_regions[:60]!r}; expected {FORMS}, or a list of them")
     if _is_one_region(key_regions):
         key_regions = [key_regions]
     if all(_is_one_region(region) for region in key_regions):
@@ -129,10 +133,10 @@ def _one_mask(region: Any, height: int, width: int) -> np.ndarray:
     if isinstance(region, Mapping):
         mask = decode_rle(region)
     elif isinstance(region, Image.Image):
-        mask = np.asarray(region.convert("L")) > 0
-    elif isinstance(region, bytes):
+        mask = _picture_mask(region)
+    elif isinstance(region, bytes | str):
         try:
-            mask = np.asarray(Image.open(io.BytesIO(region)).convert("L")) > 0
+            mask = _picture_mask(Image.open(io.BytesIO(region) if isinstance(region, bytes) else region))
         except OSError as error:
             raise ValueError(f"the mask image cannot be read: {error}") from error
     elif isinstance(region, np.ndarray) and region.ndim == 2:
@@ -146,20 +150,30 @@ def _one_mask(region: Any, height: int, width: int) -> np.ndarray:
     return mask
 
 
+def _picture_mask(picture: Image.Image) -> np.ndarray:
+    """What a mask picture marks: palette indices above 0 whatever their colours, else what is neither black nor clear."""
+    if picture.mode == "P":
+        return np.asarray(picture) > 0
+    marked = np.asarray(picture.convert("L")) > 0
+    return marked & (np.asarray(picture.getchannel("A")) > 0) if "A" in picture.getbands() else marked
+
+
 def _unwrap(region: Any) -> Any:
     """Take the region out of a dict with other things beside it; parquet fills the forms that a row lacks with None."""
     if not isinstance(region, Mapping):
         return region
     for key in ("box", "mask", "rle"):
+        own = region.get(key)
+        if isinstance(own, Mapping) and any(value is not None for value in own.values()):
+            return _unwrap(own)
+        if own is not None and not isinstance(own, Mapping):
+            return own
+    for key in ("bytes", "path"):
         if region.get(key) is not None:
-            return _unwrap(region[key]) if isinstance(region[key], Mapping) else region[key]
-    if region.get("bytes") is not None:
-        return region["bytes"]
-    if region.get("path") is not None:
-        return Image.open(region["path"])
+            return region[key]
     if region.get("counts") is not None and region.get("size") is not None:
         return region
-    raise ValueError(f"a region with the keys {sorted(region)}; expected {FORMS}")
+    raise ValueError(f"a region that fills none of its keys {sorted(region)}; expected {FORMS}")
 
 
 def _box_mask(box: Any, height: int, width: int) -> np.ndarray:

@@ -45,13 +45,19 @@ def plain_text(value: Any) -> str:
     return ""
 
 
+def same_answer(row: Mapping[str, Any]) -> bool:
+    """Whether `chosen` and `rejected` say the same; tool calls count, None-filled keys do not."""
+    return without_none(row["chosen"]) == without_none(row["rejected"])
+
+
 def check_answers(row: Mapping[str, Any]) -> None:
     """Raise ValueError when `chosen` or `rejected` is missing or says nothing."""
     for field in ("chosen", "rejected"):
         if row.get(field) is None:
             raise row_error(row, field, "is missing; a preference row needs both 'chosen' and 'rejected'")
-        if not isinstance(row[field], str | Sequence):
-            raise row_error(row, field, f"is a {type(row[field]).__name__}; expected a string or a list of messages")
+        messages = not isinstance(row[field], str)
+        if messages and not (isinstance(row[field], Sequence) and all(isinstance(m, Mapping) for m in row[field])):
+            raise row_error(row, field, f"is {str(row[field])[:60]!r}; expected a string or a list of messages")
         if not plain_text(row[field]).strip() and not _calls_tools(row[field]):
             raise row_error(row, field, "is empty; there is no token to score")
 
@@ -68,7 +74,7 @@ def image_list(row: Mapping[str, Any], singular: str) -> list[Any] | None:
     """
     plural = f"{singular}s"
     one, many = row.get(singular), row.get(plural)
-    if one is not None and many is not None:
+    if one is not None and many:
         raise row_error(row, plural, f"the row also has {singular!r}; fill one of the two")
     if one is not None:
         return [one]
@@ -88,7 +94,8 @@ def load_images(row: Mapping[str, Any], singular: str) -> list[Image.Image] | No
     images = image_list(row, singular)
     if images is None:
         return None
-    return [_load(row, f"{singular}s" if len(images) > 1 else singular, n, image) for n, image in enumerate(images)]
+    field = singular if row.get(singular) is not None else f"{singular}s"
+    return [_load(row, field, n, image) for n, image in enumerate(images)]
 
 
 def _load(row: Mapping[str, Any], field: str, position: int, value: Any) -> Image.Image:

@@ -16,9 +16,9 @@ from .trainer import MFPOTrainer
 
 logger = get_logger(__name__)
 
-LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-"""LoRA targets of a vision-language model: the linear layers of its language part. `all-linear` would wrap the vision tower
-and the projector as well, which LLaVA's own recipes leave alone."""
+NOT_LANGUAGE = r".*(vision|visual|image|projector|connector|merger|aligner).*"
+"""Modules that LoRA leaves alone unless its targets are named: the vision tower and the projector, which `all-linear` would
+wrap as well and LLaVA's own recipes leave out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> 
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
     # After training, so that the card tells the final state; `push_to_hub` writes it again with the data set's name.
-    trainer.create_model_card(dataset_name=None if Path(script.dataset_name).exists() else script.dataset_name)
+    trainer.create_model_card(dataset_name=script.dataset_name)
     trainer.accelerator.print(f"The model and its card are in {training.output_dir}")
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
@@ -120,10 +120,8 @@ def peft_config(model: ModelConfig) -> Any:
     """TRL's adapter configuration, on the language part's linear layers where no target is named."""
     config = get_peft_config(model)
     if config is not None and model.lora_target_modules is None:
-        config.target_modules = LANGUAGE_LAYERS
-        logger.warning(
-            f"LoRA on the language model's linear layers ({LANGUAGE_LAYERS}); set --lora_target_modules to change it"
-        )
+        config.target_modules, config.exclude_modules = "all-linear", NOT_LANGUAGE
+        logger.info("LoRA on the linear layers of the language model; set --lora_target_modules to change it")
     return config
 
 

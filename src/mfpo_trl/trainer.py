@@ -1,9 +1,11 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
+import os
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
@@ -20,7 +22,7 @@ from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
 from .model_card import write_model_card
 from .rows import COLUMNS
-from .validation import check_dataset, has_images
+from .validation import check_dataset, has_images, image_tokens, rows_with_images
 
 logger = get_logger(__name__)
 
@@ -94,7 +96,7 @@ class MFPOTrainer(DPOTrainer):
                 "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
             )
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
-            check_dataset(dataset, name)
+            check_dataset(dataset, name, image_tokens(processing_class))
         super().__init__(
             model=model,
             ref_model=ref_model,
@@ -124,13 +126,16 @@ class MFPOTrainer(DPOTrainer):
                 "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
                 "map-style data set, or fill 'rejected_images' yourself"
             )
+        donors = None
+        if args.corruption == "swap" and has_images(self.train_dataset):
+            donors = _Donors(_trl.NumberedRows.of(self.train_dataset), rows_with_images(self.train_dataset))
         dispreferred = DispreferredImages(
             corruption=args.corruption,
             kwargs=args.corruption_kwargs,
             region=args.corruption_region,
             seed=args.corruption_seed,
             resolution=model_resolution(processor),
-            donors=self.train_dataset if args.corruption == "swap" else None,
+            donors=donors,
         )
         return MFPOCollator(
             processor=processor,
@@ -148,9 +153,10 @@ class MFPOTrainer(DPOTrainer):
             del self.term_weights["image"]
             if not self.term_weights:
                 raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
-            logger.warning(
-                "No image in the data set: the image term has nothing to read, the other terms are trained."
+            what = (
+                "data set" if isinstance(self.train_dataset, Dataset) else "stream's first row, so none is read later"
             )
+            logger.warning(f"No image in the {what}: the image term has nothing to read, the other terms are trained.")
         elif not isinstance(self.data_collator, MFPOCollator):
             logger.warning(
                 "A data_collator of your own is used: the image term is trained only where its batches have the tables "
@@ -169,7 +175,14 @@ class MFPOTrainer(DPOTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # TRL's preparation of text, which leaves the end of conversational answers to the chat template.
+        given = len(dataset) if isinstance(dataset, Dataset) else 0
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        dropped = given - len(dataset) if given else 0
+        if dropped:
+            problem = f"leaves no room for the answer in {dropped} of the {given} rows of the {dataset_name} dataset"
+            if dropped == given:
+                raise ValueError(f"max_length={args.max_length} {problem}; raise it or set it to None")
+            logger.warning(f"max_length={args.max_length} {problem}. They are left out.")
         if not args.add_eos:
             return dataset
         options = {"num_proc": args.dataset_num_proc, "desc": f"Ending the answers of the {dataset_name} dataset"}
@@ -194,6 +207,10 @@ class MFPOTrainer(DPOTrainer):
             for branch in BRANCHES[: 3 if has_tables else 2]
         }
         losses, outputs = self._term_losses(policy, text_inputs, logratios, return_outputs)
+        if not losses:
+            raise ValueError(
+                "only the image term has weight, and the batches of the data_collator have no corrupted branch to read"
+            )
         loss = sum(self.term_weights[name] * value for name, value in losses.items())
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
@@ -265,9 +282,24 @@ class MFPOTrainer(DPOTrainer):
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL's model card, with what was trained on, with which terms and with which dispreferred images."""
+        if dataset_name is not None and os.path.exists(dataset_name):
+            dataset_name = None  # a local path is nobody else's business
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             write_model_card(self, model_name, dataset_name)
+
+
+class _Donors:
+    """The rows of a data set that have an image, as a sequence."""
+
+    def __init__(self, rows: _trl.NumberedRows, numbers: np.ndarray):
+        self.rows, self.numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.rows.__getitems__([int(self.numbers[position])])[0]
 
 
 def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:

@@ -1,28 +1,85 @@
-"""A map-style data set is read through once before training: what a row would break in hours from now is said at once."""
+"""What must hold of a row's texts, and one look at the texts of a whole data set before training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, Image
+from trl import extract_prompt
 
-from .rows import ROW_NUMBER, check_answers, plain_text
+from . import _trl
+from .rows import ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
 
 logger = get_logger(__name__)
 
 
-def check_dataset(dataset: Any, name: str) -> None:
-    """Look at the texts of every row.
+def image_tokens(processor: Any) -> tuple[str, ...]:
+    """The placeholders of an image in a processor's texts."""
+    tokens = (getattr(processor, name, None) for name in ("boi_token", "image_token"))
+    return tuple(token for token in tokens if isinstance(token, str))
+
+
+def checked_texts(row: Mapping[str, Any], placeholders: Sequence[str] = ()) -> dict[str, Any]:
+    """The row's `prompt`, `chosen` and `rejected`, with the prompt taken out of the answers of a row that has no `prompt`.
+
+    Args:
+        row: a preference row, plain or conversational.
+        placeholders: of an image, see `image_tokens`.
+
+    Raises:
+        ValueError: a text that is missing or empty, or a placeholder where the processor would put an image that is not
+            meant there.
+    """
+    check_answers(row)
+    texts = {name: without_none(row[name]) for name in ("chosen", "rejected")}
+    if "prompt" in row:
+        if not row["prompt"]:
+            raise row_error(row, "prompt", "is empty; there is nothing to answer")
+        texts["prompt"] = without_none(row["prompt"])
+    else:
+        shorter, longer = sorted((row["chosen"], row["rejected"]), key=len)
+        if isinstance(shorter, str) and longer.startswith(shorter):
+            problem = "and 'rejected' begin alike to the end of one, and without 'prompt' its end cannot be told"
+            raise row_error(row, "chosen", problem)
+        texts = extract_prompt(texts)
+        if not texts["prompt"]:
+            raise row_error(row, "chosen", "shares no prompt with 'rejected', and the row has no 'prompt'")
+        check_answers({**row, **texts})
+    for token in placeholders:
+        for name in ("prompt", "chosen", "rejected"):
+            # A plain prompt is taken as it stands, and says itself where its images go.
+            if token in plain_text(texts[name]) and not (name == "prompt" and isinstance(texts[name], str)):
+                why = "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
+                raise row_error(row, name, f"holds a literal {token!r} in its text; remove it, {why}")
+    return texts
+
+
+def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> None:
+    """Look at the texts of every row, and read the first row whole.
+
+    Images, regions and lengths are checked when a row is collated.
 
     Args:
         dataset: anything; only a `datasets.Dataset` without a transform is read, the rows of others are checked as they
             come.
         name: how to call it in a message.
+        placeholders: of an image, see `image_tokens`.
 
     Raises:
-        ValueError: no `chosen` or `rejected` column, or a row where one of them is empty.
+        ValueError: no rows, no `chosen` or `rejected` column, `images` that is no list, a first row that cannot be read,
+            or a row whose texts cannot be used.
     """
+    if not isinstance(dataset, Dataset):
+        return
+    if not len(dataset):
+        raise ValueError(f"{name} has no rows")
+    try:
+        _trl.NumberedRows.of(dataset).__getitems__([0])
+    except ValueError as error:
+        raise ValueError(f"{name}, {error}") from error
     if not _is_stored(dataset):
         return
     missing = [column for column in ("chosen", "rejected") if column not in dataset.column_names]
@@ -31,37 +88,50 @@ def check_dataset(dataset: Any, name: str) -> None:
             f"{name} has no column {missing[0]!r}, only {dataset.column_names}; a preference row needs 'prompt', 'chosen' "
             "and 'rejected'"
         )
-    texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
+    for column in ("images", "rejected_images"):
+        if isinstance(dataset.features.get(column), Image):
+            raise ValueError(f"{name}: {column!r} must hold a list of images; call a single image {column[:-1]!r}")
     equal = []
-    for number, row in enumerate(_rows(texts)):
+    for number, row in enumerate(_texts(dataset)):
         try:
-            check_answers({**row, ROW_NUMBER: number})
+            checked_texts({**row, ROW_NUMBER: number}, placeholders)
         except ValueError as error:
             raise ValueError(f"{name}, {error}") from None
-        if plain_text(row["chosen"]) == plain_text(row["rejected"]):
+        if same_answer(row):
             equal.append(number)
     if equal:
         logger.warning(
-            f"{name}: 'chosen' equals 'rejected' in {len(equal)} of {len(texts)} rows (the first is row {equal[0]}). They "
-            "are kept; their text term teaches nothing."
+            f"{name}: 'chosen' equals 'rejected' in {len(equal)} of {len(dataset)} rows (the first is row {equal[0]}). "
+            "They are kept; their text term teaches nothing."
         )
 
 
 def has_images(dataset: Any) -> bool:
     """Whether some row may hold an image; True where it cannot be known without reading the data."""
-    if not _is_stored(dataset):
-        return True
+    return not _is_stored(dataset) or bool(len(rows_with_images(dataset)))
+
+
+def rows_with_images(dataset: Dataset) -> np.ndarray:
+    """The numbers of the rows that hold an image, read from the columns' lengths, not from the images."""
+    holds = np.zeros(len(dataset), dtype=bool)
     for column in {"image", "images"} & set(dataset.column_names):
-        values = dataset.data.column(column)
-        filled = pc.list_value_length(values) if column == "images" else pc.cast(pc.is_valid(values), "int32")
-        if (pc.sum(filled).as_py() or 0) > 0:
-            return True
-    return False
+        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
+        values = [_is_filled(batch.column(0)) for batch in batches]
+        holds |= np.concatenate(values)
+    return np.flatnonzero(holds)
 
 
-def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows one by one, read in batches, which is several times faster."""
-    for batch in dataset.iter(1000):
+def _is_filled(values: pa.ChunkedArray) -> np.ndarray:
+    filled = pc.is_valid(values)
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        filled = pc.fill_null(pc.greater(pc.list_value_length(values), 0), False)
+    return filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy()
+
+
+def _texts(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The texts of the rows one by one, read in batches, which is several times faster."""
+    texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
+    for batch in texts.iter(1000):
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
