@@ -56,5 +56,5 @@ def align(
     trainer.train()
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    trainer.create_model_card()
+    trainer.create_model_card(model_name=f"tiny-llava-{method.lower()}")
     return model, trainer.state.log_history

@@ -27,6 +27,8 @@ DOTS_PER_INCH = 110
 # Width of one letter of DejaVu Sans Mono over its size; the same in bold.
 LETTER = 0.602
 TEXT_SIZE = 9.5
+# Stands for words beyond the sheet's edge.
+MORE = "..."
 # Inches.
 LINE_HEIGHT = 1.5
 HEADER_HEIGHT = 0.75
@@ -124,6 +126,7 @@ def _write_captions(axes, exhibit: Exhibit) -> None:
     width = axes.get_position().width * axes.figure.get_size_inches()[0] * 72
     step = TEXT_SIZE * LETTER / width
     indent = max(map(len, lines)) + 2
+    room = int(0.98 / step) - len(MORE)
     for position, (name, caption) in enumerate(lines.items()):
         height = 1 - (position + 0.5) / len(lines)
         style = {"fontsize": TEXT_SIZE, "family": "DejaVu Sans Mono", "va": "center", "transform": axes.transAxes}
@@ -131,6 +134,9 @@ def _write_captions(axes, exhibit: Exhibit) -> None:
         wrong = set(hallucinated(caption, exhibit.scene.names))
         at = indent
         for words in _phrases(caption):
+            if at + len(words) > room:
+                axes.text(0.01 + at * step, height, MORE, **style)
+                break
             mark = {"color": WRONG, "weight": "bold", "backgroundcolor": "#fde3e3"} if words in wrong else {}
             axes.text(0.01 + at * step, height, words, **style, **mark)
             at += len(words) + 1

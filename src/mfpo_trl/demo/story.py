@@ -36,9 +36,10 @@ class Plan:
     see_steps: int = 450
     presume_steps: int = 100
     scenes_to_see: int = 8000
-    scenes_to_prefer: int = 3000
+    scenes_to_presume: int = 3200
+    scenes_to_prefer: int = 2800
     most_pairs: int = 1600
-    align_steps: int = 250
+    align_steps: int = 200
     scenes_to_test: int = 1000
 
 
@@ -46,6 +47,7 @@ QUICK = Plan(
     see_steps=6,
     presume_steps=3,
     scenes_to_see=64,
+    scenes_to_presume=64,
     scenes_to_prefer=48,
     most_pairs=32,
     align_steps=4,
@@ -155,7 +157,7 @@ def train_base(
         company=FULL,
         steps=plan.presume_steps,
         learning_rate=1e-3,
-        pool=plan.scenes_to_see,
+        pool=plan.scenes_to_presume,
     )
     model.save_pretrained(base_dir)
     processor.save_pretrained(base_dir)
@@ -181,11 +183,11 @@ def exhibits(scenes: list[Scene], captions: dict[str, list[str]]) -> list[Exhibi
 
 
 def results_table(scores: dict[str, CaptionScores]) -> Table:
-    """The scores, one row a model; shares in percent."""
+    """The scores, one row a model; shares in %."""
     n = next(iter(scores.values())).n
-    table = Table(title=f"{n} held-out scenes; shares in %, 95 % interval in brackets", title_justify="left")
+    table = Table(title=f"{n} held-out scenes, 95 % intervals in brackets", title_justify="left")
     table.add_column("model")
-    for heading in ("CHAIRs", "CHAIRi", "coverage", "words"):
+    for heading in ("CHAIRs %", "CHAIRi %", "coverage %", "words"):
         table.add_column(heading, justify="right")
     for name, score in scores.items():
         table.add_row(
