@@ -38,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output-dir", type=Path, default=Path("demo-output"), help="where pictures and models go")
     demo.add_argument("--seed", type=int, default=0, help="of the world, the models and the training")
+    demo.add_argument(
+        "--ablation", action="store_true", help="also train DPO + anchor, which is MFPO without its image term"
+    )
     demo.set_defaults(run=_demo)
 
     commands.add_parser(
@@ -52,7 +55,7 @@ def _demo(args: argparse.Namespace) -> int:
     print(f"mfpo demo, seed {args.seed}: a tiny world for a tiny captioner. Loading PyTorch ...", flush=True)
     from .demo.story import run
 
-    run(args.output_dir, args.seed)
+    run(args.output_dir, args.seed, args.ablation)
     return 0
 
 

@@ -11,13 +11,13 @@ from mfpo_trl.demo.story import QUICK, run, world_seed
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "made" / "here"
-    return folder, run(folder, seed=0, quick=True)
+    return folder, run(folder, seed=0, ablation=True, quick=True)
 
 
 def test_results_are_finite_and_written(story):
     folder, results = story
     assert json.loads((folder / "results.json").read_text()) == results
-    assert list(results["scores"]) == ["base", "DPO", "MFPO"]
+    assert list(results["scores"]) == ["base", "DPO", "DPO + anchor", "MFPO"]
     for scores in results["scores"].values():
         assert scores["n"] == QUICK.scenes_to_test
         assert all(math.isfinite(value) for value in scores.values())
@@ -38,7 +38,7 @@ def test_pictures_can_be_read(story, name):
         assert min(picture.size) > 500
 
 
-@pytest.mark.parametrize("name", ["base", "dpo", "mfpo"])
+@pytest.mark.parametrize("name", ["base", "dpo", "dpo-anchor", "mfpo"])
 def test_models_can_be_loaded_and_nothing_is_pickled(story, name):
     folder = story[0] / name
     LlavaForConditionalGeneration.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Two students of one base: plain DPO and MFPO, on the same pairs, with the same budget."""
+"""Students of one base: plain DPO, MFPO, and MFPO without its image term, on the same pairs, with the same budget."""
 
 from __future__ import annotations
 
@@ -16,8 +16,21 @@ from .progress import show_bar
 CORRUPTION = {"step": 500, "schedule": "linear"}
 
 
+METHODS = {
+    "DPO": (DPOTrainer, DPOConfig, {}),
+    "DPO + anchor": (MFPOTrainer, MFPOConfig, {"image_loss_weight": 0.0}),
+    "MFPO": (MFPOTrainer, MFPOConfig, {"corruption_kwargs": CORRUPTION}),
+}
+"""Trainer, configuration and own settings of each student."""
+
+
+def folder_name(method: str) -> str:
+    """Where a student is saved."""
+    return method.lower().replace(" + ", "-")
+
+
 def shared_settings(steps: int, seed: int) -> dict[str, Any]:
-    """The settings that both students train with."""
+    """The settings that all students train with."""
     return {
         "max_steps": steps,
         "per_device_train_batch_size": 16,
@@ -39,22 +52,19 @@ def shared_settings(steps: int, seed: int) -> dict[str, Any]:
 def align(
     method: str, base_dir: Path, processor: LlavaProcessor, pairs: Dataset, output_dir: Path, *, steps: int, seed: int
 ) -> tuple[LlavaForConditionalGeneration, list[dict[str, float]]]:
-    """Train the model in `base_dir` with `method` ("DPO" or "MFPO"), its vision tower frozen, and save it.
+    """Train the model in `base_dir` with one of the `METHODS`, its vision tower frozen, and save it.
 
     Returns:
         The trained model and the trainer's log.
     """
     model = LlavaForConditionalGeneration.from_pretrained(base_dir)
     model.model.vision_tower.requires_grad_(False)
-    settings = shared_settings(steps, seed)
-    if method == "DPO":
-        trainer_class, args = DPOTrainer, DPOConfig(str(output_dir), **settings)
-    else:
-        trainer_class, args = MFPOTrainer, MFPOConfig(str(output_dir), corruption_kwargs=CORRUPTION, **settings)
+    trainer_class, config_class, own = METHODS[method]
+    args = config_class(str(output_dir), **shared_settings(steps, seed), **own)
     trainer = trainer_class(model=model, args=args, train_dataset=pairs, processing_class=processor)
-    show_bar(trainer, f"{method:4}")
+    show_bar(trainer, f"{method:12}")
     trainer.train()
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    trainer.create_model_card(model_name=f"tiny-llava-{method.lower()}")
+    trainer.create_model_card(model_name=f"tiny-llava-{folder_name(method)}")
     return model, trainer.state.log_history

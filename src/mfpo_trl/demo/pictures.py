@@ -21,7 +21,7 @@ except ImportError as error:
 
 Log = list[dict[str, float]]
 
-TINTS = {"base": "#6b6b6b", "DPO": "#c8641b", "MFPO": "#1f6fb2"}
+TINTS = {"base": "#6b6b6b", "DPO": "#c8641b", "DPO + anchor": "#8a4fb0", "MFPO": "#1f6fb2"}
 WRONG = "#c00000"
 DOTS_PER_INCH = 110
 # Width of one letter of DejaVu Sans Mono over its size; the same in bold.
@@ -54,7 +54,7 @@ def draw_curves(path: Path, logs: Mapping[str, Log]) -> None:
 
     Args:
         path: of the PNG.
-        logs: the trainers' logs under `seeing`, `presuming` (the two stages of the base), `DPO` and `MFPO`.
+        logs: the trainers' logs under `seeing`, `presuming` (the two stages of the base), and each method.
     """
     figure = Figure(figsize=(12, 7.4), layout="constrained")
     figure.suptitle("How the base, DPO and MFPO were trained", fontsize=14)
@@ -69,7 +69,7 @@ def draw_curves(path: Path, logs: Mapping[str, Log]) -> None:
     _panel(chosen, "Reward of the true caption", "beta x log-ratio")
     _panel(text, "Text margin: true caption over hallucinated one", "reward")
     for axes, key in ((chosen, "rewards/chosen"), (text, "rewards/margins")):
-        for name in ("DPO", "MFPO"):
+        for name in (name for name in TINTS if name in logs):
             axes.plot(*series(logs[name], key), color=TINTS[name], label=name)
     chosen.axhline(0, color="black", linewidth=0.7)
 
