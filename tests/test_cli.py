@@ -12,6 +12,7 @@ import tiny
 from mfpo_trl import train
 
 ROOT = Path(__file__).parents[1]
+BOTH = ["--model_name_or_path", "x", "--dataset_name", "y"]
 CPU = ["--use_cpu", "--bf16", "false", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "2"]
 
 
@@ -78,8 +79,8 @@ def test_train_as_a_process_with_lora(folder, tmp_path):
     [
         ("image_loss_wieght: 1", [], "unknown key 'image_loss_wieght'; did you mean 'image_loss_weight'?"),
         ("- a\n- b", [], "must hold a YAML mapping"),
-        ("corruption: difusion", [], "did you mean 'diffusion'"),
-        ("image_loss_weight: -1", [], "image_loss_weight is -1"),
+        ("corruption: difusion", BOTH, "did you mean 'diffusion'"),
+        ("image_loss_weight: -1", BOTH, "image_loss_weight is -1"),
         ("beta: 0.1", [], "--model_name_or_path is needed"),
         ("beta: 0.1", ["--model_name_or_path", "x"], "--dataset_name is needed"),
     ],
@@ -97,7 +98,24 @@ def test_missing_recipe(capsys):
     assert "no/such/recipe.yaml" in capsys.readouterr().err
 
 
-def test_split_that_is_not_there(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--dataset_train_split", "fit"], "the data set has no split 'fit', only ['train']"),
+        (["--dataset_name", "no/such/data.parquet"], "no/such/data.parquet"),
+        (["--max_length", "9"], "'prompt': max_length=9 would cut"),
+    ],
+)
+def test_mistakes_that_show_later_are_one_line_too(folder, tmp_path, capsys, change, message):
     argv = ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "train.parquet"), *CPU]
-    with pytest.raises(ValueError, match=r"no split 'fit', only \['train'\]"):
-        train.main([*argv, "--output_dir", str(tmp_path), "--dataset_train_split", "fit"])
+    assert train.main([*argv, "--output_dir", str(tmp_path), *change]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = (line for line in lines if "mfpo train: error: " in line)
+    assert message in error and not any("Traceback" in line for line in lines)
+
+
+def test_rdpo_needs_the_data_sets_own_images(folder, tmp_path, capsys, recipes):
+    argv = ["--config", str(recipes / "methods" / "rdpo.yaml"), "--model_name_or_path", str(folder / "model"), *CPU]
+    argv += ["--dataset_name", str(folder / "train.parquet"), "--output_dir", str(tmp_path)]
+    assert train.main(argv) == 2
+    assert "'rejected_images': is missing, and corruption='none' makes none" in capsys.readouterr().err

@@ -29,7 +29,7 @@ class MFPOConfig(DPOConfig):
         anchor_margin: eta of `L_margin` (delta in mDPO), in units of reward.
         image_beta: beta of the image and anchor terms; `beta` when None.
         corruption: how the dispreferred image is made for a row that has no `rejected_images`: `diffusion`, `crop`,
-            `mean`, `black`, `blur` or `swap` (another row's image).
+            `mean`, `black`, `blur` or `swap` (another row's image); with `none` every row has to bring its own.
         corruption_kwargs: options of that corruption, for example `{"step": 500, "schedule": "vcd_sigmoid"}` or
             `{"scale": [0.01, 0.2]}`.
         corruption_region: where: `auto` (the row's `key_regions`, else the whole image), `global` (the whole image),
@@ -58,7 +58,7 @@ class MFPOConfig(DPOConfig):
         default="diffusion",
         metadata={
             "help": "How dispreferred images are made for rows without `rejected_images`: `diffusion`, `crop`, `mean`, "
-            "`black`, `blur` or `swap`."
+            "`black`, `blur` or `swap`, or not at all: `none`."
         },
     )
     corruption_kwargs: dict[str, Any] | str | None = field(

@@ -8,7 +8,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,9 @@ def swap(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, don
     return _resized(donor, *image.shape[:2])
 
 
+NO_CORRUPTION = "none"
+"""Make no dispreferred image: every row with an image has to bring its own."""
+
 CORRUPTIONS: dict[str, Callable[..., np.ndarray]] = {
     "diffusion": diffusion,
     "crop": crop,
@@ -185,6 +188,8 @@ def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError for an unknown corruption, option or schedule, with the nearest known name, and for a value that the
     corruption refuses."""
     _check_options(name, kwargs)
+    if name == NO_CORRUPTION:
+        return
     donor = {"donor": np.zeros((1, 1, 3), dtype=np.uint8)} if "donor" in corruption_defaults(name) else {}
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     try:
@@ -206,8 +211,10 @@ def corruption_defaults(name: str) -> dict[str, Any]:
     Raises:
         ValueError: an unknown corruption.
     """
+    if name == NO_CORRUPTION:
+        return {}
     if name not in CORRUPTIONS:
-        raise ValueError(f"unknown corruption {name!r}{_nearest(name, CORRUPTIONS)}")
+        raise ValueError(f"unknown corruption {name!r}{_nearest(name, [*CORRUPTIONS, NO_CORRUPTION])}")
     parameters = inspect.signature(CORRUPTIONS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -220,7 +227,7 @@ def _bounds(region: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     choices = f"expected one of {sorted(known)}" if known else "it has none"
     return f"; did you mean {close[0]!r}? ({choices})" if close else f"; {choices}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .corruptions import corrupt
+from .corruptions import NO_CORRUPTION, corrupt
 from .regions import random_region, region_mask, regions_per_image
 from .rows import image_list, load_images, row_digest, row_error, row_generator
 
@@ -53,6 +53,8 @@ class DispreferredImages:
         given = load_images(row, "rejected_image")
         if given is not None:
             return given
+        if self.corruption == NO_CORRUPTION:
+            raise row_error(row, "rejected_images", "is missing, and corruption='none' makes none")
         digest = row_digest(row.get("prompt"), images)
         masks = self.masks(row, images, digest)
         return [self._corrupted(row, image, masks[n], digest, n) for n, image in enumerate(images)]
@@ -71,7 +73,9 @@ class DispreferredImages:
         try:
             regions = regions_per_image(row.get("key_regions"), len(images))
             if self.region == "key" and not any(regions):
-                raise ValueError("is empty; corruption_region='key' needs a region in every row with an image")
+                raise ValueError(
+                    "is empty; corruption_region='key' needs a region in every row with an image, 'auto' takes it whole"
+                )
             # In a row with several images, those without a region stay clean beside one that has some.
             whole = not any(regions)
             return [

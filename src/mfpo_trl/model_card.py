@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from .corruptions import corruption_defaults
+from .corruptions import NO_CORRUPTION, corruption_defaults
 
 if TYPE_CHECKING:
     from .trainer import MFPOTrainer
@@ -25,8 +25,7 @@ MDPO_CITATION = """\
 TEXT = """\
 # {model_name}
 
-{base} trained with **Modality-Fair Preference Optimization** (MFPO) on {data}, by
-`mfpo_trl` on top of [TRL](https://github.com/huggingface/trl).
+{base} trained with {method} on {data}, by `mfpo_trl` on top of [TRL](https://github.com/huggingface/trl).
 
 {badges}
 ## Objective
@@ -96,6 +95,8 @@ def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_nam
     """
     path = os.path.join(trainer.args.output_dir, "README.md")
     card = ModelCard.load(path)
+    if hasattr(card.data, "licence"):
+        del card.data.licence  # TRL's placeholder; the base model's licence is the user's to name
     card.data.library_name = "peft" if hasattr(trainer.model, "peft_config") else "transformers"
     card.data.pipeline_tag = "image-text-to-text" if trainer._is_vision_dataset else "text-generation"
     name = dataset_name or hub_dataset(trainer.train_dataset)
@@ -116,6 +117,7 @@ def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str 
         base="A model" if not base or os.path.exists(base) else f"[{base}](https://huggingface.co/{base})",
         data=describe_dataset(trainer.train_dataset, dataset_name),
         badges=badges,
+        method=method_name(trainer.term_weights, args.corruption),
         loss_type=", ".join(trainer.loss_types),
         # What was trained with, which is less than what was asked for where the data has no image.
         text=trainer.term_weights.get("text", 0),
@@ -139,6 +141,20 @@ def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str 
     )
 
 
+def method_name(term_weights: Mapping[str, float], corruption: str) -> str:
+    """What the literature calls these terms."""
+    terms = set(term_weights)
+    if terms == {"text"}:
+        return "**Direct Preference Optimization** (DPO)"
+    if "image" not in terms:
+        return "**DPO with an anchored reward**"
+    if terms == {"text", "image"} and corruption == NO_CORRUPTION:
+        return "**rDPO** (arXiv 2502.13146)"
+    if terms == {"text", "image", "anchor"} and corruption == "crop":
+        return "**mDPO**"
+    return "**Modality-Fair Preference Optimization** (MFPO)"
+
+
 def describe_corruption(args: Any, term_weights: Mapping[str, float]) -> str:
     """One or two sentences on where the dispreferred images come from."""
     if "image" not in term_weights:
@@ -153,6 +169,8 @@ def describe_corruption(args: Any, term_weights: Mapping[str, float]) -> str:
     options = "".join(
         f", {key} = {value}" for key, value in options.items() if isinstance(value, str | int | float | list | tuple)
     )
+    if args.corruption == NO_CORRUPTION:
+        return "The data set's `rejected_images`."
     return (
         f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}`{options}, inside "
         f"{regions[args.corruption_region]}; seed {args.corruption_seed}."

@@ -22,9 +22,13 @@ SMALLEST_SIDE = 4
 """Image processors take an array of 1 or 3 pixels in height for one whose channels come first."""
 
 
-def row_error(row: Mapping[str, Any], field: str, problem: str) -> ValueError:
+class RowError(ValueError):
+    """A row of the data that cannot be used."""
+
+
+def row_error(row: Mapping[str, Any], field: str, problem: str) -> RowError:
     """An error that says which row, which field and what is wrong, for the caller to raise."""
-    return ValueError(f"{row_name(row)}, field {field!r}: {problem}")
+    return RowError(f"{row_name(row)}, field {field!r}: {problem}")
 
 
 def row_name(row: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from datasets import load_dataset, load_from_disk
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from .config import MFPOConfig
+from .rows import RowError
 from .trainer import MFPOTrainer
 
 logger = get_logger(__name__)
@@ -25,47 +26,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
     try:
         script, training, model = parse(sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as error:
-        print(f"mfpo train: error: {error}", file=sys.stderr)
-        return 2
-    train(script, training, model)
+        trainer = build(script, training, model)
+    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
+        return _fail(error)
+    try:
+        train(trainer, script)
+    except RowError as error:
+        # Anything else may be a fault of ours, and keeps its traceback.
+        return _fail(error)
     return 0
+
+
+def _fail(error: Exception) -> int:
+    print(f"mfpo train: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, ModelConfig]:
     """The fields of TRL's scripts and of `MFPOConfig`, from `--config recipe.yaml` and from the command line, which wins.
 
     Raises:
-        ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), or an unusable value.
+        ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), no model or data set, or
+            an unusable value.
         OSError: the recipe cannot be read.
     """
     kinds = (ScriptArguments, MFPOConfig, ModelConfig)
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" in argv[:-1]:
+    if argv[-1:] == ["--config"]:
+        raise ValueError("--config needs the path of a recipe")
+    given = {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
+    if "--config" in argv:
         known = {name for kind in kinds for name in kind.__dataclass_fields__} | {"env"}
-        check_keys(Path(argv[argv.index("--config") + 1]), known)
-    script, training, model = TrlParser(kinds, prog="mfpo train").parse_args_and_config(argv)
-    for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", script.dataset_name)):
-        if not value:
-            raise ValueError(f"--{name} is needed")
-    return script, training, model
+        given |= set(recipe_keys(Path(argv[argv.index("--config") + 1]), known))
+    if "help" not in given and "-h" not in argv:
+        for name in ("model_name_or_path", "dataset_name"):
+            if name not in given:
+                raise ValueError(f"--{name} is needed")
+    return TrlParser(kinds, prog="mfpo train").parse_args_and_config(argv)
 
 
-def check_keys(recipe: Path, known: set[str]) -> None:
-    """Raise ValueError for a key of the recipe that no field has, with the nearest name."""
+def recipe_keys(recipe: Path, known: set[str]) -> list[str]:
+    """The keys of a recipe; raises ValueError for one that no field has, with the nearest name."""
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{recipe} must hold a YAML mapping of fields to values")
     for key in content:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(
-                f"{recipe} has an unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-            )
+            nearest = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{recipe} has an unknown key {key!r}{nearest}")
+    return list(content)
 
 
-def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> MFPOTrainer:
-    """Load, train, save and, where asked, push. Returns the trainer."""
+def build(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> MFPOTrainer:
+    """Load the data and the model into a trainer."""
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -73,7 +87,7 @@ def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> 
         **(training.model_init_kwargs or {}),
     }
     data = load(script)
-    trainer = MFPOTrainer(
+    return MFPOTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=split_of(data, script.dataset_train_split),
@@ -81,6 +95,11 @@ def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> 
         quantization_config=get_quantization_config(model),
         peft_config=peft_config(model),
     )
+
+
+def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
+    """Train, save and, where asked, push."""
+    training = trainer.args
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
     # After training, so that the card tells the final state; `push_to_hub` writes it again with the data set's name.
@@ -89,7 +108,6 @@ def train(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> 
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
     trainer.end()
-    return trainer
 
 
 def load(script: ScriptArguments) -> Any:

@@ -46,6 +46,7 @@ def shared_settings(steps: int, seed: int) -> dict[str, Any]:
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
+        "dataloader_num_workers": 1,  # the second core prepares batches
     }
 
 

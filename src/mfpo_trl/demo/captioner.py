@@ -69,6 +69,7 @@ def train_captioner(
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
+        dataloader_num_workers=1,
         max_length=None,
     )
     rows = IterableDataset.from_generator(caption_rows, gen_kwargs={"seed": seed, "company": company, "pool": pool})
