@@ -47,7 +47,6 @@ def test_defaults(tmp_path):
         ({"corruption": "swap", "corruption_kwargs": {"donor": 1}}, "swap. takes another row"),
         ({"corruption_region": "everywhere"}, "expected .*'auto', 'global', 'random', 'key'"),
         ({"prefix_sharing": "yes"}, "expected .*'auto', 'on', 'off'"),
-        ({"prefix_sharing": "on"}, "not available"),
     ],
 )
 def test_refusals(tmp_path, fields, message):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl import DPOTrainer
 
-from .branches import gather_branches, label_positions, of_pairs
+from .branches import gather_branches, label_positions, labelled, of_pairs, shifted_labels
 from .rows import ROW_NUMBER, row_error
 
 CONTRACT = {
@@ -29,6 +29,7 @@ CONTRACT = {
     "_prepare_dataset": "dataset processing_class args dataset_name",
     "_set_signature_columns_if_needed": "",
     "_remove_unused_columns": "dataset description",
+    "_get_train_sampler": "train_dataset",
     "create_model_card": "model_name dataset_name tags",
     "log": "logs start_time",
     "_load_from_checkpoint": "resume_from_checkpoint model",
@@ -80,18 +81,22 @@ class Replay:
         return SimpleNamespace(**halves, aux_loss=self.outputs.aux_loss)
 
     def score(self, **kwargs: Any) -> None:
-        """The one forward over all rows of all branches."""
-        outputs = self.model(**self.inputs, **kwargs, use_cache=False, fused_lm_head=True)
-        width = label_positions(self.inputs).size(1)
-        per_token = {name: getattr(outputs, name) for name in PER_TOKEN_OUTPUTS}
-        self.outputs = SimpleNamespace(
-            **{
-                # Prompt-learning adapters put virtual tokens before the row; the last `width` positions are the row's.
-                name: None if value is None else gather_branches(value[:, -width:], self.branches)
-                for name, value in per_token.items()
-            },
-            aux_loss=outputs.aux_loss,
+        """The one forward over all rows of all branches; only positions with a label reach the LM head."""
+        inputs = {key: value for key, value in self.inputs.items() if not key.endswith("labels")}
+        rows, positions, branch, offset = labelled(self.branches)
+        labels = shifted_labels(self.inputs)[rows, positions]
+        # Counted from the end of a row, because prompt-learning adapters put virtual tokens before it.
+        scored = rows, positions - self.inputs["input_ids"].size(1)
+        outputs = self.model(
+            **inputs, **kwargs, scored=scored, shift_labels=labels[None], use_cache=False, fused_lm_head=True
         )
+        shape = len(self.branches), int(offset.max()) + 1
+
+        def per_branch(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.new_zeros(shape).index_put((branch, offset), value[0])
+
+        per_token = {name: per_branch(getattr(outputs, name)) for name in PER_TOKEN_OUTPUTS}
+        self.outputs = SimpleNamespace(**per_token, aux_loss=outputs.aux_loss)
 
     @property
     def logps(self) -> Tensor:
@@ -100,14 +105,21 @@ class Replay:
 
     def preference_inputs(self) -> dict[str, Tensor]:
         """The batch that TRL's loss believes in: 2B rows of one prompt token and a completion, C + 1 tokens long.
-        `attention_mask` is the real one: TRL reads it only to count the tokens that were processed."""
-        labelled = self._halves(gather_branches(label_positions(self.inputs), self.branches)).long()
-        completion_mask = torch.nn.functional.pad(labelled, (1, 0))
+        TRL reads `attention_mask` only to count tokens, and counts the same ones in every layout."""
+        scored = self._halves(gather_branches(label_positions(self.inputs), self.branches)).long()
+        completion_mask = torch.nn.functional.pad(scored, (1, 0))
         return {
             "input_ids": torch.zeros_like(completion_mask),
-            "attention_mask": self.inputs["attention_mask"],
+            "attention_mask": self._tokens(),
             "completion_mask": completion_mask,
         }
+
+    def _tokens(self) -> Tensor:
+        """A mask of as many tokens as the branches have when each has a row of its own."""
+        if "prefixes" not in self.inputs:
+            return self.inputs["attention_mask"]
+        length = self.branches[:, 2] + self.inputs["prefixes"][:, 1] + 1
+        return (torch.arange(int(length.max()), device=length.device) < length[:, None]).long()
 
     def _halves(self, per_branch: Tensor | None) -> Tensor | None:
         if per_branch is None:

@@ -23,16 +23,29 @@ IGNORED_LABEL = -100
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Separate what the model reads from the tables: `(model inputs, branches (N, 3), pairs (B, 3))`."""
-    inputs = {key: value for key, value in batch.items() if key not in TABLE_KEYS}
+    """Separate what the model reads from the tables: `(model inputs, branches (N, 3), pairs (B, 3))`. A model reads a packed
+    batch by its tables, so both are among its inputs there."""
+    kept = ("branches",) if "prefixes" in batch else ()
+    inputs = {key: value for key, value in batch.items() if key not in TABLE_KEYS or key in kept}
     return inputs, batch["branches"], batch["pairs"]
 
 
 def label_positions(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Where a row has a label, (R, W) bool: W = T for shifted labels and T - 1 for labels that the model shifts."""
-    if "shift_labels" in inputs:
-        return inputs["shift_labels"] != IGNORED_LABEL
-    return inputs["labels"][:, 1:] != IGNORED_LABEL
+    """Where a row has a label, (R, W) bool."""
+    return shifted_labels(inputs) != IGNORED_LABEL
+
+
+def shifted_labels(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The label of every position, (R, W): W = T for shifted labels and T - 1 for labels that the model shifts."""
+    return inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][:, 1:]
+
+
+def labelled(branches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Every label of every branch: its row, its position in the row, its branch and its place in the branch, (L,) each."""
+    row, start, length = branches.unbind(dim=1)
+    branch = torch.arange(len(branches), device=branches.device).repeat_interleave(length)
+    offset = torch.arange(len(branch), device=branches.device) - (length.cumsum(0) - length)[branch]
+    return row[branch], start[branch] + offset, branch, offset
 
 
 def gather_branches(values: Tensor, branches: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Rows -> batch: read, check, corrupt, encode and lay out the branches that the terms read."""
 
+import hashlib
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import datasets
@@ -18,6 +19,7 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 from .branches import IGNORED_LABEL
 from .dispreferred import DispreferredImages, check_rejected_images
 from .losses import BRANCHES
+from .packing import FLAT, PACKED_ROW, PACKED_ROWS
 from .rows import IMAGE_COLUMNS, enlarged, load_images, row_error, row_name, same_answer
 from .validation import checked_texts, image_tokens
 
@@ -33,6 +35,15 @@ class EncodedPrompt:
 
     tokens: dict[str, Tensor]
     vision: dict[str, Tensor]
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Equal for prompts that a model cannot tell apart."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, values in sorted((self.tokens | self.vision).items()):
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
 
 
 @dataclass
@@ -54,6 +65,8 @@ class MFPOCollator:
         max_length: rows are cut to this many tokens; None cuts nothing.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         add_eos: end every completion with the end-of-sequence token unless the chat template has closed it.
+        layout: `flat`, or, where branches share their image and prompt, `packed rows` or a `packed row` for them all
+            (`mfpo_trl.packing`). A branch that several rows of the data have in common is then scored once.
 
     A call takes a list of B rows and returns a dict of tensors: what the model reads (`input_ids`, `attention_mask`,
     `labels`, (R, T), and the processor's image tensors), and the tables `pairs` (B, 3) and `branches` (N, 3) that
@@ -83,19 +96,24 @@ class MFPOCollator:
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     add_eos: bool = True
+    layout: str = FLAT
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         samples = [self.encode(example) for example in examples]
         laid: list[Branch] = []
+        known: dict[Any, int] = {}
         pairs = torch.full((len(samples), len(BRANCHES)), -1)
         for column, name in enumerate(BRANCHES):
             for position, sample in enumerate(samples):
                 if name in sample:
-                    pairs[position, column] = len(laid)
-                    laid.append(sample[name])
+                    branch = sample[name]
+                    same = len(laid) if self.layout == FLAT else (branch.prompt.identity, tuple(branch.completion))
+                    pairs[position, column] = known.setdefault(same, len(laid))
+                    laid += [branch] if pairs[position, column] == len(laid) else []
         self._say_when_cut(laid)
-        rows = lay_flat(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
+        lay = LAYOUTS[self.layout]
+        rows = lay(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         return {"pairs": pairs, **rows}
 
@@ -257,6 +275,88 @@ def lay_flat(
         # Position t predicts token t + 1, so the first label stands at the prompt's last token.
         table.append([row, prompt - 1, len(completion)])
     return {"branches": torch.tensor(table), **batch, **_join([branch.prompt.vision for branch in branches])}
+
+
+def lay_packed(
+    branches: Sequence[Branch],
+    pad_token_id: int,
+    max_length: int | None = None,
+    multiple: int | None = None,
+    one_row: bool = False,
+) -> dict[str, Tensor]:
+    """Branches with the same image and prompt behind one copy of it (`mfpo_trl.packing`), padded on the right.
+
+    Args:
+        branches, pad_token_id, multiple: as in `lay_flat`.
+        max_length: a prompt with one of its responses is cut to this many tokens.
+        one_row: put all groups into one row. Otherwise groups lie in rows as wide as the widest group, as few of them as
+            a first-fit by decreasing length finds.
+
+    Returns:
+        As `lay_flat`, but with `shift_labels` instead of `labels`, and with `prefixes` (N, 2).
+    """
+    groups = _groups(branches, max_length)
+    lengths = [len(prompt.tokens["input_ids"]) - 1 + sum(map(len, answers.values())) for prompt, answers in groups]
+    rows = [list(range(len(groups)))] if one_row else _first_fit(lengths)
+    width = math.ceil(max(sum(lengths[g] for g in row) for row in rows) / (multiple or 1)) * (multiple or 1)
+    names = dict.fromkeys(name for prompt, _ in groups for name in prompt.tokens)
+    batch = {name: torch.zeros(len(rows), width, dtype=torch.long) for name in names}
+    batch["input_ids"].fill_(pad_token_id)
+    batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
+    batch["shift_labels"] = torch.full((len(rows), width), IGNORED_LABEL)
+    table = torch.zeros(len(branches), 3, dtype=torch.long)
+    prefixes = torch.zeros(len(branches), 2, dtype=torch.long)
+    for row, members in enumerate(rows):
+        first = 0
+        for prompt, answers in (groups[g] for g in members):
+            prefix = len(prompt.tokens["input_ids"]) - 1
+            start = first + prefix
+            for name, values in prompt.tokens.items():
+                batch[name][row, first:start] = values[:-1]
+            for branch, labels in answers.items():
+                end = start + len(labels)
+                for name, values in prompt.tokens.items():
+                    batch[name][row, start] = values[-1]
+                batch["input_ids"][row, start + 1 : end] = labels[:-1]
+                batch["shift_labels"][row, start:end] = labels
+                table[branch] = torch.tensor([row, start, len(labels)])
+                prefixes[branch] = torch.tensor([first, prefix])
+                start = end
+            first = start
+        batch["attention_mask"][row, :first] = 1
+    vision = _join([groups[g][0].vision for row in rows for g in row])
+    return {"branches": table, "prefixes": prefixes, **batch, **vision}
+
+
+def _groups(branches: Sequence[Branch], max_length: int | None) -> list[tuple[EncodedPrompt, dict[int, Tensor]]]:
+    """Each prompt with the labels of the branches that share it, by the branch's number."""
+    groups: dict[Any, tuple[EncodedPrompt, dict[int, Tensor]]] = {}
+    for number, branch in enumerate(branches):
+        room = None if max_length is None else max_length - len(branch.prompt.tokens["input_ids"])
+        answers = groups.setdefault(branch.prompt.identity, (branch.prompt, {}))[1]
+        answers[number] = torch.tensor(branch.completion[:room])
+    return list(groups.values())
+
+
+def _first_fit(lengths: Sequence[int]) -> list[list[int]]:
+    """Which items lie together in bins as wide as the longest item, filled by decreasing length."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        place = next((n for n, left in enumerate(room) if left >= lengths[item]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(max(lengths))
+        bins[place].append(item)
+        room[place] -= lengths[item]
+    return bins
+
+
+LAYOUTS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    FLAT: lay_flat,
+    PACKED_ROWS: lay_packed,
+    PACKED_ROW: partial(lay_packed, one_row=True),
+}
 
 
 def _join(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

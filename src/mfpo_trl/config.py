@@ -38,7 +38,10 @@ class MFPOConfig(DPOConfig):
             rows of the data set), never on order, worker or rank.
         add_eos: score the end of every completion, also where the chat template writes none. The only default that makes
             a number differ from DPOTrainer's when the other weights are 0.
-        prefix_sharing: whether branches that share image and prompt share a row: `auto`, `on`, `off`.
+        prefix_sharing: whether branches that share image and prompt share a row: `auto` (where the model can), `on` (an error
+            where it cannot), `off`.
+        group_by_prompt: bring the rows of a data set that share image and prompt into one micro-batch, where packed rows
+            score each distinct (image, response) once.
 
     Raises:
         ValueError: a weight that is negative or not a number, all weights 0, an unknown choice, corruption, option or
@@ -84,6 +87,9 @@ class MFPOConfig(DPOConfig):
             "choices": PREFIX_SHARING_CHOICES,
         },
     )
+    group_by_prompt: bool = field(
+        default=False, metadata={"help": "Bring rows that share image and prompt into one micro-batch."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,8 +107,6 @@ class MFPOConfig(DPOConfig):
         _check(self.corruption_region in REGION_CHOICES, "corruption_region", self.corruption_region, REGION_CHOICES)
         choices = PREFIX_SHARING_CHOICES
         _check(self.prefix_sharing in choices, "prefix_sharing", self.prefix_sharing, choices)
-        if self.prefix_sharing == "on":
-            raise ValueError("prefix_sharing='on' is not available in this version; use 'auto' or 'off'")
         if "donor" in self.corruption_kwargs:
             raise ValueError("corruption_kwargs cannot name a 'donor': `swap` takes another row of the data set")
         check_corruption(self.corruption, self.corruption_kwargs)

@@ -16,6 +16,7 @@ def batch_metrics(
     beta: float,
     image_beta: float,
     accelerator: Accelerator,
+    attention_mask: Tensor,
 ) -> dict[str, float]:
     """Means over the batch of all ranks.
 
@@ -25,12 +26,14 @@ def batch_metrics(
         pairs: which sample has which branch, (B, 3).
         beta: of the text rewards, used for `rewards/chosen` where TRL's loss, which logs it, has no weight.
         image_beta: of the image rewards.
+        attention_mask: of the rows as the model read them, (R, T).
 
     Returns:
-        `loss/<term>`; over the samples with an image `rewards/image_margins`, `rewards/image_accuracies` and
+        `loss/<term>`; `tokens/padding`, the share of padding among the tokens; over the samples with an image `rewards/image_margins`, `rewards/image_accuracies` and
         `rewards/image_rejected`, absent where no sample of any rank has one.
     """
     totals = {f"loss/{name}": (value.detach(), 1) for name, value in losses.items()}
+    totals["tokens/padding"] = ((attention_mask == 0).sum(), attention_mask.numel())
     if "text" not in losses:
         totals["rewards/chosen"] = (beta * logratios["chosen"].detach().sum(), len(pairs))
     if "image" in losses:

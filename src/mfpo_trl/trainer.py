@@ -3,6 +3,8 @@
 import os
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,20 @@ from .branches import from_preference_batch, has_branch, of_pairs, split_batch
 from .collator import MFPOCollator, end_completion, model_resolution
 from .config import MFPOConfig
 from .dispreferred import DispreferredImages
+from .forward import prepare
+from .layout import Layout, choose_layout
 from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
 from .model_card import write_model_card
+from .packing import FLAT
 from .rows import COLUMNS
-from .validation import check_dataset, has_images, image_tokens, rows_with_images
+from .sampling import EpochSampler, keep_together, prompt_groups
+from .validation import check_dataset, has_images, image_tokens, is_stored, rows_with_images
 
 logger = get_logger(__name__)
+
+PACKING_TOLERANCE = {True: 1e-4, False: 5e-2}
+"""How far packed and flat log-probabilities of an untested family may lie apart, in float32 and below, relative to them."""
 
 
 class MFPOTrainer(DPOTrainer):
@@ -113,9 +122,21 @@ class MFPOTrainer(DPOTrainer):
         )
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
+        self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
         if self._is_vision_dataset and data_collator is None:
+            self.layout = choose_layout(self.model, args.prefix_sharing, self.aux_loss_enabled)
             self.data_collator = self._collator(self.processing_class)
+        elif isinstance(data_collator, MFPOCollator):
+            self.layout = Layout(data_collator.layout, "as the data_collator says")
+        elif args.prefix_sharing == "on":
+            raise ValueError(f"prefix_sharing='on' is not possible: {self.layout.reason}; use 'auto' or 'off'")
+        for model in filter(None, (self.model, self.ref_model)):
+            prepare(self.accelerator.unwrap_model(model), packed=self.layout.name != FLAT)
+        (logger.warning if self._downgraded() else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         self._say_what_is_left_out()
+
+    def _downgraded(self) -> bool:
+        return self._is_vision_dataset and self.layout.name == FLAT and self.args.prefix_sharing == "auto"
 
     # Data
 
@@ -144,6 +165,7 @@ class MFPOTrainer(DPOTrainer):
             max_length=args.max_length,
             pad_to_multiple_of=args.pad_to_multiple_of,
             add_eos=args.add_eos,
+            layout=self.layout.name,
         )
 
     def _say_what_is_left_out(self) -> None:
@@ -173,6 +195,30 @@ class MFPOTrainer(DPOTrainer):
         numbered = self._is_vision_dataset and isinstance(dataset, Dataset)
         return _trl.NumberedRows.of(dataset) if numbered else dataset
 
+    def _get_train_sampler(self, train_dataset=None):
+        if not self.args.group_by_prompt:
+            return super()._get_train_sampler(train_dataset)
+        dataset, args = self.train_dataset, self.args
+        if not is_stored(dataset):
+            raise ValueError(
+                "group_by_prompt=True needs a map-style data set without a transform, whose rows can be compared"
+            )
+        if args.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"group_by_prompt=True orders rows itself and cannot keep train_sampling_strategy="
+                f"{args.train_sampling_strategy!r}; use 'random' or 'sequential'"
+            )
+        groups = prompt_groups(dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+
+        def order(epoch: int) -> list[int]:
+            rows = np.arange(len(dataset))
+            if args.train_sampling_strategy == "random":
+                rows = np.random.default_rng([seed, epoch]).permutation(len(dataset))
+            return keep_together(rows.tolist(), groups, self._train_batch_size)
+
+        return EpochSampler(order, lambda: int(self.state.epoch or 0), len(dataset))
+
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # TRL's preparation of text, which leaves the end of conversational answers to the chat template.
         given = len(dataset) if isinstance(dataset, Dataset) else 0
@@ -191,8 +237,38 @@ class MFPOTrainer(DPOTrainer):
 
     # Step
 
+    def _prove_layout(self) -> None:
+        """Compare packed with flat rows on the first rows of the data, for a family whose packed rows no test has seen.
+
+        Raises:
+            ValueError: they differ by more than rounding.
+        """
+        count, collator, training = self.args.per_device_train_batch_size, self.data_collator, self.model.training
+        rows = list(islice(iter(self.train_dataset), count))
+        found = []
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for layout in (FLAT, self.layout.name):
+                batch = self._prepare_inputs(replace(collator, layout=layout)(rows))
+                replay = _trl.Replay(self.model, *split_batch(batch))
+                replay.score()
+                there = replay.pairs >= 0
+                found.append(replay.logps[replay.pairs.clamp(min=0)][there].float())
+        self.model.train(training)
+        flat, packed = found
+        exact = self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        difference = float(((packed - flat).abs() / flat.abs().clamp(min=1)).max())
+        if difference > PACKING_TOLERANCE[exact]:
+            raise ValueError(
+                f"prefix_sharing='on' is not possible: on the first rows, log-probabilities of packed and flat rows differ "
+                f"by {difference:.2g} of their size ({self.layout.reason}); use 'auto' or 'off'"
+            )
+        self.layout = replace(self.layout, proven=True)
+
     def _compute_loss(self, model, inputs, return_outputs):
         has_tables = "pairs" in inputs
+        if "prefixes" in inputs and not self.layout.proven:
+            self._prove_layout()
         if not has_tables:
             inputs = from_preference_batch(inputs)
         cached = [inputs.get(key) for key in ("ref_chosen_logps", "ref_rejected_logps")]
@@ -254,7 +330,15 @@ class MFPOTrainer(DPOTrainer):
 
     def _record(self, policy: "_trl.Replay", losses: dict[str, Tensor], logratios: dict[str, Tensor]) -> None:
         mode = "train" if self.model.training else "eval"
-        recorded = batch_metrics(losses, logratios, policy.pairs, self.beta, self.image_beta, self.accelerator)
+        recorded = batch_metrics(
+            losses,
+            logratios,
+            policy.pairs,
+            self.beta,
+            self.image_beta,
+            self.accelerator,
+            policy.inputs["attention_mask"],
+        )
         for name, value in recorded.items():
             self._metrics[mode][name].append(value)
 

@@ -80,7 +80,7 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
         _trl.NumberedRows.of(dataset).__getitems__([0])
     except ValueError as error:
         raise ValueError(f"{name}, {error}") from error
-    if not _is_stored(dataset):
+    if not is_stored(dataset):
         return
     missing = [column for column in ("chosen", "rejected") if column not in dataset.column_names]
     if missing:
@@ -108,7 +108,7 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
 
 def has_images(dataset: Any) -> bool:
     """Whether some row may hold an image; True where it cannot be known without reading the data."""
-    return not _is_stored(dataset) or bool(len(rows_with_images(dataset)))
+    return not is_stored(dataset) or bool(len(rows_with_images(dataset)))
 
 
 def rows_with_images(dataset: Dataset) -> np.ndarray:
@@ -135,6 +135,6 @@ def _texts(dataset: Dataset) -> Iterator[dict[str, Any]]:
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
-def _is_stored(dataset: Any) -> bool:
+def is_stored(dataset: Any) -> bool:
     """Whether the rows are what is stored, and not what a transform makes of it."""
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"

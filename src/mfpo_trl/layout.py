@@ -1,0 +1,94 @@
+"""Which layout a model's batches get, and why."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from .forward import PACKED_SDPA, unwrapped
+from .packing import FLAT, PACKED_ROW, PACKED_ROWS
+
+PACKED_FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+)
+"""Model types whose packed rows are tested against their flat ones."""
+
+FLAT_FAMILIES = {
+    "gemma3": "the image tokens of Gemma 3 see each other in both directions, which no packed mask of ours says",
+    "paligemma": "the prompt tokens of PaliGemma see each other in both directions, which no packed mask of ours says",
+}
+
+KERNELS = {"eager": PACKED_ROWS, "sdpa": PACKED_ROW, PACKED_SDPA: PACKED_ROW, "flex_attention": PACKED_ROW}
+"""Attention kernels that can read packed rows: eager attention with one mask a row, the others with all groups in one row,
+where nothing is padding and nothing is computed between groups."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`flat` (a row a branch), `packed rows` or `packed row`, and the reason in words."""
+
+    name: str
+    reason: str
+    proven: bool = True
+
+
+def choose_layout(model: nn.Module, prefix_sharing: str, router_loss: bool = False) -> Layout:
+    """The layout for a model.
+
+    Args:
+        model: the policy, perhaps inside of an adapter.
+        prefix_sharing: `auto`, `on` or `off`.
+        router_loss: whether the load-balancing loss of a mixture of experts is trained, which counts every token.
+
+    Raises:
+        ValueError: `on`, and the model cannot read packed rows; the message says why.
+    """
+    if prefix_sharing == "off":
+        return Layout(FLAT, "prefix_sharing='off'")
+    base = unwrapped(model)
+    kernel = base.config.get_text_config()._attn_implementation
+    obstacle = _obstacle(model, base, kernel, router_loss)
+    known = base.config.model_type in PACKED_FAMILIES
+    if obstacle is None and (known or prefix_sharing == "on"):
+        return Layout(KERNELS[kernel], f"{base.config.model_type} with {kernel} attention", known)
+    if obstacle is None:
+        obstacle = f"{base.config.model_type} is not tested with packed rows; prefix_sharing='on' tries it"
+    elif prefix_sharing == "on":
+        raise ValueError(f"prefix_sharing='on' is not possible: {obstacle}; use 'auto' or 'off'")
+    return Layout(FLAT, obstacle)
+
+
+def _obstacle(model: nn.Module, base: Any, kernel: str, router_loss: bool) -> str | None:
+    text = base.config.get_text_config()
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return "a prompt-learning adapter puts tokens of its own before every row"
+    if base.config.model_type in FLAT_FAMILIES:
+        return FLAT_FAMILIES[base.config.model_type]
+    mixing = sorted({kind for kind in getattr(text, "layer_types", None) or [] if kind != "full_attention"})
+    if mixing:
+        return f"its language part has layers of {', '.join(mixing)}, where a branch would see its sister or lose its prompt"
+    if getattr(base, "_is_stateful", False) or _recurs(base):
+        return "its language part has recurrent or convolutional layers, where a branch would see its sister"
+    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        return f"its attention slides over a window of {text.sliding_window} tokens"
+    if router_loss:
+        return "the load-balancing loss of its experts counts every token of a row"
+    if kernel not in KERNELS:
+        return f"{kernel} takes no mask that keeps branches apart; eager, sdpa and flex_attention do"
+    return None
+
+
+def _recurs(base: Any) -> bool:
+    """Whether the language part mixes tokens by convolution, as state-space and hybrid models do."""
+    tower = base.get_encoder(modality="image")
+    seen = set() if tower is base else {id(module) for module in tower.modules()}
+    return any(isinstance(module, nn.Conv1d | nn.RNNBase) and id(module) not in seen for module in base.modules())

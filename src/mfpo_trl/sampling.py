@@ -1,0 +1,89 @@
+"""The order of the rows of an epoch: pairs on the same image and prompt together."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+from .rows import without_none
+
+LOOK_AHEAD = 256
+"""How many groups are tried for the rest of a batch before a group is cut in two."""
+
+
+def prompt_groups(dataset: Dataset) -> list[int]:
+    """A number for each row, the same for rows with the same prompt and the same stored images (bytes or paths).
+
+    A row without a `prompt` of its own is alone in its group.
+    """
+    columns = [name for name in ("prompt", "image", "images") if name in dataset.column_names]
+    numbers: dict[bytes, int] = {}
+    groups: list[int] = []
+    if "prompt" not in columns:
+        return list(range(len(dataset)))
+    for table in dataset.select_columns(columns).with_format("arrow").iter(256):
+        for row in table.to_pylist():
+            groups.append(numbers.setdefault(_digest(row), len(numbers)))
+    return groups
+
+
+def _digest(row: dict[str, Any]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(without_none(row["prompt"]), sort_keys=True).encode())
+    for image in [row.get("image"), *(row.get("images") or [])]:
+        stored = image or {}
+        digest.update(stored.get("bytes") or f"path {stored.get('path')}".encode())
+    return digest.digest()
+
+
+def keep_together(order: Sequence[int], groups: Sequence[int], batch_size: int) -> list[int]:
+    """Reorder rows so that those of a group fall into one batch, as near as may be to where the first of them stood.
+
+    Args:
+        order: rows in any order.
+        groups: the group of each row, indexed by row.
+        batch_size: consecutive rows of the result that make a batch. A larger group fills several; a group is cut in two
+            only where no other of the next 256 fits into the rest of a batch.
+
+    Returns:
+        The same rows; a pure function of its arguments.
+    """
+    members: dict[int, list[int]] = {}
+    for row in order:
+        members.setdefault(groups[row], []).append(row)
+    waiting = [rows[n : n + batch_size] for rows in members.values() for n in range(0, len(rows), batch_size)]
+    waiting.reverse()
+    result: list[int] = []
+    while waiting:
+        room = batch_size - len(result) % batch_size
+        ahead = range(len(waiting) - 1, max(len(waiting) - 1 - LOOK_AHEAD, -1), -1)
+        place = next((n for n in ahead if len(waiting[n]) <= room), None)
+        if place is None:
+            result += waiting[-1][:room]
+            waiting[-1] = waiting[-1][room:]
+        else:
+            result += waiting.pop(place)
+    return result
+
+
+class EpochSampler(Sampler[int]):
+    """Rows in the order of the current epoch, the same on every rank.
+
+    Args:
+        order: from an epoch to its rows.
+        epoch: the current epoch. It is asked for when an epoch begins, because an epoch that a trainer sets does not reach
+            a sampler behind accelerate's sharding, and a resumed run would then see another order.
+        rows: how many rows an epoch has.
+    """
+
+    def __init__(self, order: Callable[[int], list[int]], epoch: Callable[[], int], rows: int):
+        self.order, self.epoch, self.rows = order, epoch, rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch()))
+
+    def __len__(self) -> int:
+        return self.rows
