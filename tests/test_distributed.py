@@ -20,8 +20,8 @@ def launch(tmp_path, processes: int, *arguments: str) -> list[dict]:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    output = tmp_path / f"ranks-{processes}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    output = tmp_path / "-".join([f"ranks-{processes}", *arguments])
     output.mkdir()
     done = subprocess.run(
         [*command, str(SCRIPT), str(output), *arguments], env=environment, capture_output=True, text=True, timeout=300
@@ -52,6 +52,16 @@ def test_two_processes_train_like_one(runs):
             "grad_norm",
         ):
             assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+
+
+def test_two_processes_fill_one_reference_cache(runs, tmp_path):
+    """Each scores its share once, both get all of it, and training goes on as with a live reference."""
+    together = launch(tmp_path, 2, "cached")
+    parts = list((tmp_path / "cache").rglob("part-*.parquet"))
+    assert len(parts) == 1 and len(together) == 2
+    for live, cached in zip(runs[2][0]["history"], together[0]["history"], strict=True):
+        for key in ("loss", "loss/text", "loss/image", "loss/anchor", "rewards/margins", "grad_norm"):
+            assert cached[key] == pytest.approx(live[key], rel=1e-4, abs=1e-5), key
 
 
 def test_images_are_the_same_in_every_process(runs):

@@ -22,7 +22,7 @@ class InOrder(MFPOTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def main(output: Path) -> None:
+def main(output: Path, cached: bool) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     images = {"images": lambda n: [] if n % 4 == 3 else [tiny.picture(n, 40 + n)]}
     data = Dataset.from_list(tiny.rows(8, **images), features=tiny.dataset(1).features)
@@ -39,6 +39,7 @@ def main(output: Path) -> None:
         learning_rate=1e-2,
         optim="sgd",
         beta=0.5,
+        precompute_ref_log_probs=cached,
         ddp_backend="gloo" if world_size > 1 else None,
     )
     policy = tiny.model(1)
@@ -59,4 +60,4 @@ def main(output: Path) -> None:
     (output / f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(report))
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), cached="cached" in sys.argv)

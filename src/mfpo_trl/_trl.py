@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import trl
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -15,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl import DPOTrainer
+from trl.models import prepare_deepspeed
 
 from .branches import gather_branches, label_positions, labelled, of_pairs, shifted_labels
-from .rows import ROW_NUMBER, row_error
+from .rows import REFERENCE, ROW_NUMBER, row_error
 
 CONTRACT = {
     "__init__": (
@@ -30,6 +32,9 @@ CONTRACT = {
     "_set_signature_columns_if_needed": "",
     "_remove_unused_columns": "dataset description",
     "_get_train_sampler": "train_dataset",
+    "create_accelerator_and_postprocess": "",
+    "_precompute_ref_logps": "dataset name batch_size",
+    "evaluate": "eval_dataset ignore_keys metric_key_prefix",
     "create_model_card": "model_name dataset_name tags",
     "log": "logs start_time",
     "_load_from_checkpoint": "resume_from_checkpoint model",
@@ -127,6 +132,11 @@ class Replay:
         return torch.cat([of_pairs(per_branch, self.pairs, "chosen"), of_pairs(per_branch, self.pairs, "rejected")])
 
 
+def placed(trainer: DPOTrainer, model: Any) -> Any:
+    """A model that can run before training has begun: DeepSpeed places and gathers its weights only inside of an engine."""
+    return prepare_deepspeed(model, trainer.accelerator) if trainer.is_deepspeed_enabled else model
+
+
 @contextmanager
 def reference_given(trainer: DPOTrainer) -> Iterator[None]:
     """Make TRL's loss take the reference log-probabilities from the batch, as it does with a precomputed reference."""
@@ -171,9 +181,11 @@ def undecoded(dataset: Any) -> Any:
 class NumberedRows(Dataset):
     """A data set whose rows carry their number, and whose unreadable rows fail by name."""
 
+    reference: np.ndarray | None = None
+
     @classmethod
-    def of(cls, dataset: Dataset) -> "NumberedRows":
-        """The same rows; nothing is copied."""
+    def of(cls, dataset: Dataset, reference: np.ndarray | None = None) -> "NumberedRows":
+        """The same rows, each with its line of `reference` as `ref_logps` where that is given; nothing is copied."""
         rows = cls(
             dataset.data,
             info=dataset.info.copy(),
@@ -183,6 +195,7 @@ class NumberedRows(Dataset):
         )
         form = dataset.format
         rows.set_format(form["type"], form["columns"], form["output_all_columns"], **form["format_kwargs"])
+        rows.reference = reference
         return rows
 
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
@@ -195,7 +208,10 @@ class NumberedRows(Dataset):
             rows = super().__getitems__(keys)
         except Exception as error:
             raise self._unreadable(keys, error) from error
-        return [{**row, ROW_NUMBER: int(key)} for key, row in zip(keys, rows, strict=True)]
+        rows = [{**row, ROW_NUMBER: int(key)} for key, row in zip(keys, rows, strict=True)]
+        if self.reference is None:
+            return rows
+        return [{**row, REFERENCE: self.reference[row[ROW_NUMBER]]} for row in rows]
 
     def _unreadable(self, keys: list[int], error: Exception) -> Exception:
         for key in map(int, keys):

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,7 @@ from .branches import IGNORED_LABEL
 from .dispreferred import DispreferredImages, check_rejected_images
 from .losses import BRANCHES
 from .packing import FLAT, PACKED_ROW, PACKED_ROWS
-from .rows import IMAGE_COLUMNS, enlarged, load_images, row_error, row_name, same_answer
+from .rows import IMAGE_COLUMNS, REFERENCE, enlarged, load_images, row_error, row_name, same_answer
 from .validation import checked_texts, image_tokens
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class MFPOCollator:
         lay = LAYOUTS[self.layout]
         rows = lay(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
+        if all(REFERENCE in example for example in examples):
+            rows[REFERENCE] = torch.from_numpy(np.stack([example[REFERENCE] for example in examples]))
         return {"pairs": pairs, **rows}
 
     def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:

@@ -40,6 +40,8 @@ class MFPOConfig(DPOConfig):
             a number differ from DPOTrainer's when the other weights are 0.
         prefix_sharing: whether branches that share image and prompt share a row: `auto` (where the model can), `on` (an error
             where it cannot), `off`.
+        precompute_ref_log_probs: TRL's field, here also for data with images: one pass of the reference over map-style data
+            before training, kept beside the data set's own cache and used again while nothing that it depends on changes.
         group_by_prompt: bring the rows of a data set that share image and prompt into one micro-batch, where packed rows
             score each distinct (image, response) once.
 

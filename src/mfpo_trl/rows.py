@@ -13,6 +13,9 @@ from PIL import Image, ImageOps
 ROW_NUMBER = "row_number"
 """Where the position in the data set travels with a row, so that an error can name it."""
 
+REFERENCE = "ref_logps"
+"""Where the cached log-probabilities of the reference travel with a row (`mfpo_trl.reference.VALUES`)."""
+
 IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
 
 COLUMNS = ("prompt", "chosen", "rejected", *IMAGE_COLUMNS, "key_regions", "tools", "chat_template_kwargs", ROW_NUMBER)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import ProcessorMixin
 from trl import DPOConfig, DPOTrainer
@@ -26,6 +27,7 @@ from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
 from .model_card import write_model_card
 from .packing import FLAT
+from .reference import cached_reference
 from .rows import COLUMNS
 from .sampling import EpochSampler, keep_together, prompt_groups
 from .validation import check_dataset, has_images, image_tokens, is_stored, rows_with_images
@@ -99,27 +101,40 @@ class MFPOTrainer(DPOTrainer):
     ):
         _trl.check_contract()
         args = _as_mfpo_config(args, model)
-        if args.precompute_ref_log_probs and args.ld_alpha is not None and args.anchor_loss_weight:
+        cached = args.precompute_ref_log_probs and _has_image_column(train_dataset)
+        if cached and not isinstance(train_dataset, Dataset):
+            raise ValueError("precompute_ref_log_probs=True needs a map-style data set, whose rows can be found again")
+        if cached and data_collator is not None:
+            raise ValueError("precompute_ref_log_probs=True with images needs the collator of MFPOTrainer")
+        if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
             raise ValueError(
                 "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
                 "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
             )
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
             check_dataset(dataset, name, image_tokens(processing_class))
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=_trl.undecoded(train_dataset),
-            eval_dataset=_trl.undecoded(eval_dataset),
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        self._engine = None
+        self._references: dict[str, np.ndarray] | None = {} if cached else None
+        self._has_adapter = peft_config is not None or isinstance(model, PeftModel)
+        # TRL refuses images where it reads this first, and loads no reference model where it reads it later.
+        args.precompute_ref_log_probs = args.precompute_ref_log_probs and not cached
+        try:
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=_trl.undecoded(train_dataset),
+                eval_dataset=_trl.undecoded(eval_dataset),
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        finally:
+            args.precompute_ref_log_probs = args.precompute_ref_log_probs or cached
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
         self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
@@ -134,6 +149,19 @@ class MFPOTrainer(DPOTrainer):
             prepare(self.accelerator.unwrap_model(model), packed=self.layout.name != FLAT)
         (logger.warning if self._downgraded() else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         self._say_what_is_left_out()
+        if cached:
+            for name, dataset in _named_datasets(self.train_dataset, self.eval_dataset):
+                self._cache_reference(name, dataset)
+            self.ref_model = None
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        # Under FSDP, TRL scores with a reference model, because the policy has no shards yet.
+        if self._references is not None and not self._has_adapter and not self.is_fsdp_enabled:
+            self.args.precompute_ref_log_probs = True
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        return dataset if self._references is not None else super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _downgraded(self) -> bool:
         return self._is_vision_dataset and self.layout.name == FLAT and self.args.prefix_sharing == "auto"
@@ -191,9 +219,11 @@ class MFPOTrainer(DPOTrainer):
             self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLUMNS]))
 
     def _remove_unused_columns(self, dataset, description=None):
+        reference = None if self._references is None else self._references.get(dataset._fingerprint)
         dataset = super()._remove_unused_columns(dataset, description)
-        numbered = self._is_vision_dataset and isinstance(dataset, Dataset)
-        return _trl.NumberedRows.of(dataset) if numbered else dataset
+        if not self._is_vision_dataset or not isinstance(dataset, Dataset):
+            return dataset
+        return _trl.NumberedRows.of(dataset, reference)
 
     def _get_train_sampler(self, train_dataset=None):
         if not self.args.group_by_prompt:
@@ -271,7 +301,10 @@ class MFPOTrainer(DPOTrainer):
             self._prove_layout()
         if not has_tables:
             inputs = from_preference_batch(inputs)
-        cached = [inputs.get(key) for key in ("ref_chosen_logps", "ref_rejected_logps")]
+        cached = inputs.get("ref_logps")
+        if "ref_chosen_logps" in inputs:
+            # Of a data set without images, which TRL itself scores before training.
+            cached = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         batch = {key: value for key, value in inputs.items() if key not in ("ref_chosen_logps", "ref_rejected_logps")}
         policy = _trl.Replay(model, *split_batch(batch))
         policy.score(**({"output_router_logits": True} if self.aux_loss_enabled else {}))
@@ -294,19 +327,65 @@ class MFPOTrainer(DPOTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _reference_logps(
-        self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: list
+        self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: Tensor | tuple | None
     ) -> dict[str, Tensor]:
         """The reference's summed log-probabilities of every branch of the pairs, (B,) each. Those that TRL's loss reads,
         which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
-        if cached[0] is not None:
-            text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = cached
-            return {"chosen": cached[0], "rejected": cached[1]}
-        model = self.model if self.ref_model is None else self.ref_model
-        reference = _trl.Replay(model, policy.inputs, policy.branches, policy.pairs)
+        if cached is None:
+            values = self.reference_values((policy.inputs, policy.branches, policy.pairs), self._live_reference())
+            cached = values.unbind(dim=1)
+        elif isinstance(cached, Tensor):
+            cached = cached.unbind(dim=1)
+        text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = cached[-2:]
+        return dict(zip(BRANCHES, cached, strict=False))
+
+    def _live_reference(self):
+        if self._references is not None and self.ref_model is None and not self._has_adapter:
+            raise ValueError(
+                "a data set has no cached reference, and with precompute_ref_log_probs=True no reference model is kept; "
+                "give it as `eval_dataset` when the trainer is built, or set precompute_ref_log_probs=False"
+            )
+        return self.model if self.ref_model is None else self.ref_model
+
+    def reference_values(self, batch: tuple | dict[str, Any], model: Any) -> Tensor:
+        """The reference's values of every sample of a batch, (B, 5), as `mfpo_trl.reference.VALUES` lists them.
+
+        Args:
+            batch: a batch of the collator, or its parts as `mfpo_trl.branches.split_batch` gives them.
+            model: what to run; TRL switches adapters.
+        """
+        inputs, branches, pairs = split_batch(batch) if isinstance(batch, dict) else batch
+        reference = _trl.Replay(model, inputs, branches, pairs)
         # TRL's own choice of the reference: its model, the adapter switched off, or the frozen copy of the adapter.
-        summed = self.compute_ref_log_probs(reference, text_inputs)
-        text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = summed
-        return {branch: of_pairs(reference.logps, policy.pairs, branch) for branch in BRANCHES}
+        text = self.compute_ref_log_probs(reference, reference.preference_inputs())
+        logps = [
+            of_pairs(reference.logps, pairs, branch).masked_fill(~has_branch(pairs, branch), 0) for branch in BRANCHES
+        ]
+        return torch.stack([*logps, *text], dim=1)
+
+    def reference_model(self) -> Any:
+        """The model that scores a data set before training."""
+        if self.ref_model is not None:
+            return self.ref_model
+        if self._engine is None:
+            self._engine = _trl.placed(self, self.model)
+        return self._engine
+
+    def _cache_reference(self, name: str, dataset: Any) -> None:
+        if dataset is None or dataset._fingerprint in self._references:
+            return
+        args = self.args
+        size = args.per_device_train_batch_size if dataset is self.train_dataset else args.per_device_eval_batch_size
+        values = cached_reference(self, dataset, name, args.precompute_ref_batch_size or size)
+        self._references[dataset._fingerprint] = values
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """TRL's, with the reference of a data set that the trainer has not seen computed first where that is possible."""
+        if self._references is not None and not isinstance(eval_dataset, str | None):
+            for name, dataset in _named_datasets(None, eval_dataset):
+                if isinstance(dataset, Dataset) and (self._has_adapter or self.state.global_step == 0):
+                    self._cache_reference(name, dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def _term_losses(self, policy, text_inputs, logratios, return_outputs) -> tuple[dict[str, Tensor], Any]:
         """The loss of every term with weight, a scalar each, and the model's outputs where they are asked for."""
@@ -395,6 +474,10 @@ def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     if isinstance(args, DPOConfig):
         return MFPOConfig.from_dpo_config(args)
     raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
+
+
+def _has_image_column(dataset: Any) -> bool:
+    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
 
 
 def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,241 @@
+"""Reference log-probabilities of a whole data set: computed in one pass, kept beside the data set's cache, used again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from ._trl import NumberedRows
+from .forward import unwrapped
+from .rows import ROW_NUMBER
+
+logger = get_logger(__name__)
+
+VALUES = ("chosen", "rejected", "corrupted", "text_chosen", "text_rejected")
+"""What is kept of a row: the summed log-probability of each branch, 0 where there is none, and of chosen and rejected also
+as TRL's loss weighs their tokens (`ld_alpha`)."""
+
+PART = 256
+"""Rows of a part file; a pass that was killed loses no finished part."""
+
+
+class ReferenceCache:
+    """The values of one data set under one key, as part files in a folder of their own.
+
+    Args:
+        folder: where caches of this data set lie.
+        key: everything that the values depend on, by name.
+        rows: of the data set.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, str], rows: int):
+        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
+        self.folder, self.key, self.rows = folder / f"mfpo-reference-{digest}", dict(key), rows
+        self.parts = [range(start, min(start + PART, rows)) for start in range(0, rows, PART)]
+
+    def missing(self) -> list[int]:
+        """The rows whose part is not there yet."""
+        return [row for number, part in enumerate(self.parts) if not self._path(number).exists() for row in part]
+
+    def changes(self) -> list[str]:
+        """In what this key differs from the nearest other one that was used here; empty where there is none or this one
+        is there."""
+        if self.folder.exists():
+            return []
+        others = []
+        for path in self.folder.parent.glob("mfpo-reference-*/key.json"):
+            other = json.loads(path.read_text(encoding="utf-8"))
+            if other.get("dataset") != self.key.get("dataset"):
+                continue
+            differing = [name for name in self.key if other.get(name) != self.key[name]]
+            others.append((len(differing), -path.stat().st_mtime, differing, other))
+        if not others:
+            return []
+        _, _, differing, other = min(others, key=lambda found: found[:2])
+        return [f"{name} was {other.get(name)}, is {self.key[name]}" for name in differing]
+
+    def store(self, results: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Write each part as soon as its rows are known; `results` gives row numbers (n,) and values (n, 5)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(
+            self.folder / "key.json", lambda path: path.write_text(json.dumps(self.key, indent=2), encoding="utf-8")
+        )
+        waiting: dict[int, dict[int, np.ndarray]] = {}
+        for rows, values in results:
+            for row, value in zip(rows.tolist(), values, strict=True):
+                part = waiting.setdefault(row // PART, {})
+                part[row] = value
+                if len(part) == len(self.parts[row // PART]):
+                    self._write(row // PART, waiting.pop(row // PART))
+        assert not waiting, "the pass ended inside of a part"
+
+    def _write(self, number: int, part: Mapping[int, np.ndarray]) -> None:
+        values = np.stack([part[row] for row in self.parts[number]]).astype(np.float32)
+        table = pa.table(dict(zip(VALUES, values.T, strict=True)))
+        _replace(self._path(number), lambda path: pq.write_table(table, path))
+
+    def read(self) -> np.ndarray:
+        """All values, (rows, 5) float32."""
+        tables = [pq.read_table(self._path(number)) for number in range(len(self.parts))]
+        return np.stack([pa.concat_tables(tables)[name].to_numpy() for name in VALUES], axis=1)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}-of-{len(self.parts):05d}.parquet"
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    write(temporary)
+    temporary.replace(path)
+
+
+def cache_folder(dataset: Dataset) -> Path:
+    """Beside the data set's own files, or, for one in memory, in the cache of `datasets`."""
+    files = dataset.cache_files
+    if files and os.access(Path(files[0]["filename"]).parent, os.W_OK):
+        return Path(files[0]["filename"]).parent
+    return Path(datasets.config.HF_DATASETS_CACHE) / "mfpo_trl"
+
+
+def weights_digest(model: nn.Module, adapters: Iterable[str] = ()) -> tuple[str, str]:
+    """Digests of a model's own weights and of its adapter `ref`, as this process holds them.
+
+    Args:
+        model: a model, or an adapter around it.
+        adapters: the names of its adapters; none of them counts as the model's own weights.
+    """
+    own, reference = hashlib.blake2b(digest_size=12), hashlib.blake2b(digest_size=12)
+    tensors = {name: getattr(value, "ds_tensor", value) for name, value in model.named_parameters()}
+    if not any(hasattr(value, "ds_tensor") for value in model.parameters()):
+        tensors = model.state_dict()
+    for name, value in sorted(tensors.items()):
+        owner = next((adapter for adapter in adapters if f".{adapter}." in f"{name}."), None)
+        if isinstance(value, Tensor) and owner in (None, "ref"):
+            digest = own if owner is None else reference
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return own.hexdigest(), reference.hexdigest()
+
+
+def processor_digest(processor: Any) -> str:
+    """Of everything but the chat template: the tokenizer with its added tokens, and the settings."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    settings = processor.to_dict() | {"special": tokenizer.special_tokens_map, "chat_template": None}
+    image_processor = getattr(processor, "image_processor", None)
+    settings["image_processor"] = image_processor.to_dict() if image_processor is not None else None
+    return text_digest(words + json.dumps(settings, sort_keys=True, default=str))
+
+
+def text_digest(text: str) -> str:
+    """A short name of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def cached_reference(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> np.ndarray:
+    """The reference log-probabilities of every row, from the cache, or computed on all ranks and written there.
+
+    Args:
+        trainer: an `MFPOTrainer` whose policy has not been trained yet, or that has another reference.
+        dataset: a map-style data set.
+        name: how to call it.
+        batch_size: rows a rank scores at once.
+
+    Returns:
+        (rows, 5) float32, the columns are `VALUES`.
+    """
+    accelerator = trainer.accelerator
+    weights = gather_object([weights_digest(*_reference_weights(trainer))])
+    cache = ReferenceCache(cache_folder(dataset), _key(trainer, dataset, name, sorted(set(weights))), len(dataset))
+    # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
+    plan = [(cache.missing(), cache.changes())] if accelerator.is_main_process else [None]
+    missing, changes = broadcast_object_list(plan, from_process=0)[0]
+    if changes:
+        logger.warning(f"The reference of {name} is computed again: {'; '.join(changes)}.")
+    if missing:
+        results = _pass(trainer, dataset, name, missing, batch_size)
+        if accelerator.is_main_process:
+            cache.store(results)
+        else:
+            for _ in results:
+                pass
+    else:
+        logger.info(f"The reference of {name} is taken from {cache.folder}.")
+    values = [cache.read()] if accelerator.is_main_process else [None]
+    return broadcast_object_list(values, from_process=0)[0]
+
+
+def _pass(trainer: Any, dataset: Dataset, name: str, rows: list[int], batch_size: int) -> Any:
+    """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 5) of all."""
+    args, accelerator = trainer.args, trainer.accelerator
+    loader = DataLoader(
+        Subset(NumberedRows.of(dataset), rows),
+        batch_size=batch_size,
+        collate_fn=partial(_collate_numbered, trainer.data_collator),
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+    )
+    loader = accelerator.prepare_data_loader(loader)
+    bar = tqdm(
+        total=len(dataset),
+        initial=len(dataset) - len(rows),
+        unit="row",
+        desc=f"Reference log-probabilities of {name}",
+        disable=not accelerator.is_local_main_process or args.disable_tqdm,
+    )
+    model = trainer.reference_model()
+    with bar:
+        for numbers, batch in loader:
+            values = trainer.reference_values(batch, model)
+            numbers, values = accelerator.gather_for_metrics((numbers, values))
+            bar.update(len(numbers))
+            yield numbers.cpu().numpy(), values.float().cpu().numpy()
+
+
+def _collate_numbered(collator: Any, examples: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+    return torch.tensor([example[ROW_NUMBER] for example in examples]), collator(examples)
+
+
+def _reference_weights(trainer: Any) -> tuple[nn.Module, list[str]]:
+    model = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
+    return (unwrapped(model), list(model.peft_config)) if isinstance(model, PeftModel) else (model, [])
+
+
+def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str]]) -> dict[str, str]:
+    """Everything that the values depend on; a change is told by these names."""
+    args, processor, collator = trainer.args, trainer.processing_class, trainer.data_collator
+    images = collator.dispreferred
+    donors = trainer.train_dataset._fingerprint if images.corruption == "swap" else None
+    recipe = [images.corruption, dict(images.kwargs), images.region, images.seed, donors]
+    return {
+        "dataset": name,
+        "data": dataset._fingerprint,
+        "model weights": " ".join(own for own, _ in weights),
+        "adapter": " ".join(reference for _, reference in weights),
+        "processor": processor_digest(processor),
+        "chat template": text_digest(str(processor.chat_template)),
+        "corruption": json.dumps(recipe, sort_keys=True, default=str),
+        "max_length": str(args.max_length),
+        "add_eos": str(args.add_eos),
+        "ld_alpha": str(args.ld_alpha),
+        "branches": " ".join(collator.branches),
+        "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
+    }

@@ -1,0 +1,186 @@
+"""The reference cache: the same numbers as a live reference, reused, told when it is not, and resumed."""
+
+import copy
+import json
+import logging
+
+import numpy as np
+import pytest
+import tiny
+from datasets import Dataset, load_from_disk
+from peft import LoraConfig
+from test_trainer import CPU
+
+from mfpo_trl import MFPOConfig, MFPOTrainer, reference
+from mfpo_trl.reference import VALUES, ReferenceCache, weights_digest
+
+
+@pytest.fixture
+def data(tmp_path) -> Dataset:
+    """On disk, with a row without an image."""
+    images = {"images": lambda n: [] if n == 2 else [tiny.picture(n, 40 + n)]}
+    Dataset.from_list(tiny.rows(6, **images), features=tiny.dataset(1).features).save_to_disk(tmp_path / "data")
+    return load_from_disk(tmp_path / "data")
+
+
+def trainer_with(tmp_path, data, cached: bool = True, lora: bool = False, model=None, **settings) -> MFPOTrainer:
+    options = {**CPU, "precompute_ref_log_probs": cached, "learning_rate": 1e-2, "optim": "sgd", **settings}
+    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
+    model = model or tiny.model()
+    return MFPOTrainer(
+        model=model,
+        ref_model=None if cached or lora else copy.deepcopy(model),
+        args=MFPOConfig(output_dir=str(tmp_path / "out"), **options),
+        train_dataset=data,
+        eval_dataset=data.select([0, 1]),
+        processing_class=tiny.processor(),
+        peft_config=peft,
+    )
+
+
+def history(trainer: MFPOTrainer) -> list[dict]:
+    trainer.train()
+    return [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("ld_alpha", [None, 0.5])
+def test_cached_equals_live(tmp_path, data, lora, ld_alpha):
+    settings = {"ld_alpha": ld_alpha, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    live, cached = (trainer_with(tmp_path, data, flag, lora, **settings) for flag in (False, True))
+    assert cached.ref_model is None and cached.args.precompute_ref_log_probs
+    lines = [history(live), history(cached)]
+    for one, two in zip(*lines, strict=True):
+        for key in one.keys() - {"epoch"}:
+            # A comparison and a ratio of differences that are zero but for rounding at the first step.
+            if not any(word in key for word in ("runtime", "per_second", "balance", "accuracies")):
+                assert two[key] == pytest.approx(one[key], rel=1e-4, abs=2e-5), key
+
+
+def folders(tmp_path) -> list:
+    return sorted((tmp_path / "data").glob("mfpo-reference-*"))
+
+
+def test_the_second_run_scores_nothing(tmp_path, data, monkeypatch):
+    trainer_with(tmp_path, data)
+    assert len(folders(tmp_path)) == 2  # train and eval
+    monkeypatch.setattr(MFPOTrainer, "reference_values", None)
+    trainer = trainer_with(tmp_path, data)
+    assert trainer._references[data._fingerprint].shape == (6, len(VALUES))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"max_length": 200}, "max_length was None, is 200"),
+        ({"ld_alpha": 0.5}, "ld_alpha was None, is 0.5"),
+        ({"corruption_seed": 3}, "corruption was"),
+        ({"add_eos": False}, "add_eos was True, is False"),
+        ({"image_loss_weight": 0.0}, "branches was chosen rejected corrupted, is chosen rejected"),
+        ({"model": "other"}, "model weights was"),
+        ({"template": "other"}, "chat template was"),
+        ({"data": "other"}, "data was"),
+        ({"processor": "other"}, "processor was"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_changes_the_numbers_changes_the_key(tmp_path, data, change, told, caplog, monkeypatch):
+    settings = {"max_length": None}
+    trainer_with(tmp_path, data, **settings)
+    before = len(folders(tmp_path))
+    plain = tiny.processor
+    if change == {"template": "other"}:
+        monkeypatch.setattr(tiny, "processor", lambda: plain(tiny.LLAVA_TEMPLATE))
+    elif change == {"processor": "other"}:
+        monkeypatch.setattr(tiny, "processor", lambda: _normalised(plain()))
+    elif change == {"data": "other"}:
+        data = data.select([0, 1, 2, 3, 5])
+    elif change == {"model": "other"}:
+        settings["model"] = tiny.model(1)
+    else:
+        settings |= change
+    with caplog.at_level(logging.WARNING):
+        trainer_with(tmp_path, data, **settings)
+    assert len(folders(tmp_path)) > before
+    assert told in caplog.text and "computed again" in caplog.text
+
+
+def _normalised(processor):
+    processor.image_processor.image_mean = [0.4, 0.4, 0.4]
+    return processor
+
+
+def test_a_new_adapter_is_no_new_reference():
+    """The base is the reference, and a fresh adapter's random weights do not count; a trained adapter's do."""
+    from peft import get_peft_model
+
+    model = get_peft_model(tiny.model(), LoraConfig(r=4, target_modules=["q_proj"]))
+    other = get_peft_model(tiny.model(), LoraConfig(r=4, target_modules=["q_proj"]))
+    names = ["default", "ref"]
+    assert weights_digest(model.get_base_model(), names) == weights_digest(other.get_base_model(), names)
+    for own in (model, other):
+        own.add_adapter("ref", LoraConfig(r=4, target_modules=["q_proj"]))
+    digests = [weights_digest(own.get_base_model(), names) for own in (model, other)]
+    assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+
+
+def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(reference, "PART", 2)
+    scored, whole = [], MFPOTrainer.reference_values
+
+    def dies(self, batch, model):
+        scored.append(len(batch["pairs"]))
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return whole(self, batch, model)
+
+    monkeypatch.setattr(MFPOTrainer, "reference_values", dies)
+    settings = {"precompute_ref_batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        trainer_with(tmp_path, data, **settings)
+    (folder,) = folders(tmp_path)
+    assert len(list(folder.glob("part-*.parquet"))) == 2 and not list(folder.glob("*.tmp"))
+    scored.clear()
+    monkeypatch.setattr(
+        MFPOTrainer, "reference_values", lambda *args: scored.append(len(args[1]["pairs"])) or whole(*args)
+    )
+    again = trainer_with(tmp_path, data, **settings)
+    assert scored == [2, 2]  # the last part of the train dataset, and the eval dataset
+    monkeypatch.setattr(reference, "PART", 256)
+    for folder in folders(tmp_path):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    fresh = trainer_with(tmp_path, data, **settings)
+    np.testing.assert_array_equal(again._references[data._fingerprint], fresh._references[data._fingerprint])
+
+
+def test_parts_are_whole_or_absent(tmp_path):
+    cache = ReferenceCache(tmp_path, {"data": "a"}, rows=3)
+    assert cache.missing() == [0, 1, 2] and cache.changes() == []
+    cache.store([(np.array([2, 0]), np.full((2, 5), 1.0)), (np.array([1]), np.full((1, 5), 2.0))])
+    assert cache.missing() == [] and cache.read()[:, 0].tolist() == [1, 2, 1]
+    assert ReferenceCache(tmp_path, {"data": "b"}, rows=3).changes() == ["data was a, is b"]
+    assert json.loads((cache.folder / "key.json").read_text()) == {"data": "a"}
+
+
+def test_data_that_comes_later_needs_a_reference(tmp_path, data):
+    trainer = trainer_with(tmp_path, data, max_steps=1)
+    later = data.select([3, 4])
+    assert trainer.evaluate(later)["eval_loss"] > 0
+    trainer.train()
+    with pytest.raises(ValueError, match="no cached reference"):
+        trainer.evaluate(data.select([4, 5]))
+    adapter = trainer_with(tmp_path, data, lora=True, max_steps=1)
+    adapter.train()
+    assert adapter.evaluate(later)["eval_loss"] > 0
+
+
+def test_streams_and_foreign_collators_are_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="map-style"):
+        MFPOTrainer(
+            model=tiny.model(),
+            args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "precompute_ref_log_probs": True, "max_steps": 1}),
+            train_dataset=data.to_iterable_dataset(),
+            processing_class=tiny.processor(),
+        )
