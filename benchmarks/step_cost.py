@@ -1,304 +1,261 @@
 """What a training step costs: TRL's DPO, and MFPO in its layouts, on the same pairs in one run.
 
     python benchmarks/step_cost.py --geometry llava-1.5-7b    # operations, counted on the meta device
-    python benchmarks/step_cost.py --geometry wide            # wall time on a CPU, a language part that dominates
-    python benchmarks/step_cost.py --geometry tiny            # both, in seconds
-    python benchmarks/step_cost.py --geometry llava-1.5-7b --device cuda    # measured for real, random weights
+    python benchmarks/step_cost.py --geometry wide            # wall time and memory on a CPU; a language part that dominates
+    python benchmarks/step_cost.py --geometry tiny            # the same in seconds
+    python benchmarks/step_cost.py --geometry llava-1.5-7b --device cuda [--bits 4]    # measured for real
 
-A step is the policy's forward and backward and, where it is live, the reference's forward, of a LoRA on the language part
-with gradient checkpointing. Losses are left out: they cost nothing beside it. DPO's rows are those of `DPOTrainer`: each
-image and prompt twice. Operations are those that PyTorch's FlopCounterMode counts, with the LM head on labelled positions
-only for everybody.
+Everybody trains a LoRA on the language part with gradient checkpointing. Wall time and memory are those of the trainers'
+own `training_step` on batches of their own collators. Operations are those that PyTorch's FlopCounterMode counts in the
+policy's forward and backward and, where it is live, the reference's forward, with the LM head on labelled positions only
+for everybody; they need no weights, so any size is counted on any machine.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
+from datasets import Dataset
+from llava import GEOMETRIES, LANGUAGE_PART, SPECIAL, Geometry, build_model, build_processor, pairs, six_pairs
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from mfpo_trl import forward
+from mfpo_trl import MFPOConfig, MFPOTrainer, forward
 from mfpo_trl._trl import Replay
-from mfpo_trl.collator import LAYOUTS, Branch, EncodedPrompt
+from mfpo_trl.branches import split_batch
+from mfpo_trl.collator import MFPOCollator
+from mfpo_trl.dispreferred import DispreferredImages
+from mfpo_trl.losses import BRANCHES
 from mfpo_trl.packing import FLAT, PACKED_ROW
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Sizes of a LLaVA and of a preference pair; the image's tokens are among the prompt's."""
+class Way:
+    """One way to make a step from pairs: a line of the table."""
 
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    vocabulary: int
-    vision_hidden: int
-    vision_layers: int
-    image_size: int
-    prompt: int
-    chosen: int
-    rejected: int
+    image_term: bool = True
+    layout: str = PACKED_ROW
+    cached: bool = False
+    trl: bool = False
 
     @property
-    def image_tokens(self) -> int:
-        return (self.image_size // 14) ** 2
+    def branches(self) -> tuple[str, ...]:
+        return BRANCHES if self.image_term else BRANCHES[:2]
 
 
-GEOMETRIES = {
-    "tiny": Geometry(64, 172, 2, 4, 320, 32, 2, 56, 40, 12, 9),
-    "wide": Geometry(512, 1376, 6, 8, 2000, 64, 2, 336, 636, 90, 80),
-    "llava-1.5-7b": Geometry(4096, 11008, 32, 32, 32064, 1024, 24, 336, 636, 90, 80),
+BASE, BEST = "TRL DPOTrainer", "MFPO packed + cache"
+WAYS = {
+    BASE: Way(image_term=False, layout=FLAT, trl=True),
+    "MFPO flat": Way(layout=FLAT),
+    "MFPO packed": Way(),
+    BEST: Way(cached=True),
+    "text only, packed + cache": Way(image_term=False, cached=True),
 }
+UNITS = {"operations": ("operations", 1.0), "seconds": ("seconds", 1.0), "memory": ("peak memory, MiB", 2.0**-20)}
+LORA = LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_PART)
 
-IMAGE_TOKEN = 4
+
+# Counted without weights
 
 
-def build(geometry: Geometry, device: str, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    """A LoRA on the language part of a LLaVA with random weights; only on the meta device it has none."""
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=geometry.image_size,
-            patch_size=14,
-            hidden_size=geometry.vision_hidden,
-            intermediate_size=4 * geometry.vision_hidden,
-            num_hidden_layers=geometry.vision_layers,
-            num_attention_heads=max(geometry.vision_hidden // 64, 1),
-            projection_dim=geometry.vision_hidden,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=geometry.vocabulary,
-            hidden_size=geometry.hidden,
-            intermediate_size=geometry.intermediate,
-            num_hidden_layers=geometry.layers,
-            num_attention_heads=geometry.heads,
-            max_position_embeddings=4096,
-        ),
-        image_token_id=IMAGE_TOKEN,
-        image_seq_length=geometry.image_tokens,
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-2,
-    )
-    config.tie_word_embeddings = False
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlavaForConditionalGeneration(config).to(dtype)
+def meta_model(geometry: Geometry) -> Any:
+    """The policy on the meta device."""
+    model = build_model(geometry, "meta", torch.float32)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    lora = LoraConfig(
-        r=16, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    )
-    with torch.device(device):
-        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": device != "meta"})
+    with torch.device("meta"):
+        model = get_peft_model(model, LORA, autocast_adapter_dtype=False)
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     model.enable_input_require_grads()
+    forward.prepare(model, packed=True)
+    # Comparing the number of image tokens with the number of features needs values.
+    backbone = model.get_base_model().model
+    backbone.get_placeholder_mask = lambda ids, **_: (ids == SPECIAL["<image>"]).unsqueeze(-1)
     return model.train()
 
 
-Sample = dict[str, Branch]
-
-
-def samples(geometry: Geometry, pairs: int) -> list[Sample]:
-    """Pairs on images and prompts of their own."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(count: int) -> Tensor:
-        return torch.randint(10, geometry.vocabulary, (count,), generator=generator)
-
-    def prompt(text: Tensor) -> EncodedPrompt:
-        tokens = torch.cat([torch.full((geometry.image_tokens,), IMAGE_TOKEN), text])
-        pixels = torch.randn(1, 3, geometry.image_size, geometry.image_size, generator=generator)
-        return EncodedPrompt({"input_ids": tokens}, {"pixel_values": pixels})
-
-    found = []
-    for _ in range(pairs):
-        text = ids(geometry.prompt - geometry.image_tokens)
-        clean, corrupted = prompt(text), prompt(text)
-        chosen, rejected = ids(geometry.chosen).tolist(), ids(geometry.rejected).tolist()
-        found.append(
-            {
-                "chosen": Branch(clean, chosen),
-                "rejected": Branch(clean, rejected),
-                "corrupted": Branch(corrupted, chosen),
-            }
-        )
-    return found
-
-
-def six_pairs(geometry: Geometry, own_images: bool) -> list[Sample]:
-    """Four responses to one image and prompt, ranked into six pairs; each chosen one with a dispreferred image of its own
-    or all with the same."""
-    several = samples(geometry, 4)
-    clean, text = several[0]["chosen"].prompt, several[0]["chosen"].prompt.tokens
-    answers = [sample["chosen"].completion[: geometry.chosen - 3 * n] for n, sample in enumerate(several)]
-    images = [EncodedPrompt(text, sample["corrupted"].prompt.vision) for sample in several]
-    return [
-        {
-            "chosen": Branch(clean, answers[i]),
-            "rejected": Branch(clean, answers[j]),
-            "corrupted": Branch(images[i if own_images else 0], answers[i]),
-        }
-        for i in range(4)
-        for j in range(i + 1, 4)
-    ]
-
-
-def laid(data: list[Sample], names: tuple[str, ...], layout: str) -> dict[str, Tensor]:
-    """The batch of these branches; packed rows hold each distinct branch once."""
-    branches: list[Branch] = []
-    known = set()
-    for name in names:
-        for sample in data:
-            same = (sample[name].prompt.identity, tuple(sample[name].completion))
-            if layout == FLAT or same not in known:
-                branches.append(sample[name])
-            known.add(same)
-    return LAYOUTS[layout](branches, 0)
-
-
-class Step:
-    """One way to make a step from the same pairs."""
-
-    def __init__(self, model, batch: dict[str, Tensor], live: bool, device: str, dtype: torch.dtype, once: bool):
-        self.model, self.live, self.meta = model, live, device == "meta"
-        tables = {name: batch.pop(name) for name in ("branches", "prefixes") if name in batch}
-        labels = {name: batch.pop(name) for name in ("labels", "shift_labels") if name in batch}
-        pixels = batch["pixel_values"]
-        self.same = forward.same_images(pixels, [1] * len(pixels)) if once else list(range(len(pixels)))
-        batch["pixel_values"] = pixels.to(dtype)
-        if device == "meta":
-            # A mask of a meta tensor cannot be derived from its values; the size decides what attention costs.
-            rows, width = batch["input_ids"].shape
-            batch["attention_mask"] = torch.ones(rows, 1, width, width, dtype=torch.bool)
-        inputs = {name: value.to(device) for name, value in batch.items()} | labels
-        if "prefixes" in tables:
-            inputs |= tables
-        if device == "cuda":
-            inputs = {name: value.to(device) for name, value in inputs.items()}
-            tables = {name: value.to(device) for name, value in tables.items()}
-        self.inputs, self.branches = inputs, tables["branches"]
-
-    def score(self) -> Tensor:
-        replay = Replay(self.model, self.inputs, self.branches, None)
-        # Meta tensors have no values to compare, and autocast knows no such device.
-        autocast = mock.patch.object(torch, "is_autocast_enabled", lambda *_: False)
-        with mock.patch.object(forward, "same_images", lambda *_: self.same):
-            with autocast if self.meta else nullcontext():
-                replay.score()
-        return replay.logps
-
-    def __call__(self) -> None:
-        self.score().sum().backward()
-        if self.live:
-            with torch.no_grad(), self.model.disable_adapter():
-                self.score()
-
-
-def steps(geometry: Geometry, data: list[Sample], device: str, dtype: torch.dtype) -> dict[str, Step]:
-    """The rows of the table."""
-    model = build(geometry, device, dtype)
-    forward.prepare(model, packed=True)
-    if device == "meta":
-        # Comparing the number of image tokens with the number of features needs values.
-        backbone = model.get_base_model().model
-        backbone.get_placeholder_mask = lambda ids, inputs_embeds, image_features: (ids == IMAGE_TOKEN).unsqueeze(-1)
-    text, every = ("chosen", "rejected"), ("chosen", "rejected", "corrupted")
-    plan = {
-        "TRL DPOTrainer": (text, FLAT, True, False),
-        "MFPO flat": (every, FLAT, True, True),
-        "MFPO packed": (every, PACKED_ROW, True, True),
-        "MFPO packed + cache": (every, PACKED_ROW, False, True),
-        "text only, packed + cache": (text, PACKED_ROW, False, True),
-    }
-    return {
-        name: Step(model, laid(data, branches, layout), live, device, dtype, once)
-        for name, (branches, layout, live, once) in plan.items()
-    }
-
-
-def operations(step: Callable[[], None]) -> int:
-    """What FlopCounterMode counts."""
-    with FlopCounterMode(display=False) as counter:
-        step()
+def operations(model: Any, way: Way, geometry: Geometry, rows: list[dict[str, Any]]) -> int:
+    """Operations of a step on rows."""
+    collator = MFPOCollator(
+        build_processor(geometry), way.branches, DispreferredImages(corruption="none", kwargs={}), layout=way.layout
+    )
+    inputs, branches, pairs_ = split_batch(collator(rows))
+    pixels = inputs["pixel_values"]
+    # TRL encodes the image of chosen and rejected twice.
+    same = list(range(len(pixels))) if way.trl else forward.same_images(pixels, [1] * len(pixels))
+    # A mask of a meta tensor cannot be derived from its values; its size decides what attention costs.
+    height, width = inputs["input_ids"].shape
+    inputs["attention_mask"] = torch.ones(height, 1, width, width, dtype=torch.bool)
+    kept = ("labels", "shift_labels", "branches", "prefixes")
+    inputs = {name: value if name in kept else value.to("meta") for name, value in inputs.items()}
+    replay = [Replay(model, inputs, branches, pairs_) for _ in range(2)]
+    with (
+        FlopCounterMode(display=False) as counter,
+        mock.patch.object(forward, "same_images", lambda *_: same),
+        # Autocast knows no meta device.
+        mock.patch.object(torch, "is_autocast_enabled", lambda *_: False),
+    ):
+        replay[0].score()
+        replay[0].logps.sum().backward()
+        if not way.cached:
+            with torch.no_grad(), model.disable_adapter():
+                replay[1].score()
     return counter.get_total_flops()
 
 
-def seconds(ways: dict[str, Step], repeats: int) -> dict[str, float]:
-    """The median of each way's times, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for round_ in range(repeats + 1):
-        for name, step in ways.items():
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name] += [time.perf_counter() - start] if round_ else []
-    return {name: statistics.median(values) for name, values in times.items()}
+# Measured
 
 
-def peak_memory(step: Callable[[], None]) -> int:
-    """Bytes that a step holds at most on the GPU."""
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return torch.cuda.max_memory_allocated()
+class Measured:
+    """A trainer and a batch of its own collator."""
+
+    def __init__(self, way: Way, model: LlavaForConditionalGeneration, geometry: Geometry, rows: list, folder: Path):
+        cuda = model.device.type == "cuda"
+        settings = {
+            "output_dir": str(folder),
+            "per_device_train_batch_size": len(rows),
+            "max_length": None,
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "use_cpu": not cuda,
+            "bf16": cuda,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        own = {"image_loss_weight": float(way.image_term), "corruption": "none"}
+        own["prefix_sharing"] = "off" if way.layout == FLAT else "on"
+        trainer, config = (DPOTrainer, DPOConfig) if way.trl else (MFPOTrainer, MFPOConfig)
+        self.trainer = trainer(
+            model=model,
+            args=config(**settings, **({} if way.trl else own)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=build_processor(geometry),
+            peft_config=LORA,
+        )
+        # What `train` does before its first step.
+        self.trainer.current_gradient_accumulation_steps = 1
+        self.trainer.model.activation_checkpointing_enable(settings["gradient_checkpointing_kwargs"])
+        self.batch = next(iter(self.trainer.get_train_dataloader()))
+        if way.cached:
+            self.batch["ref_logps"] = torch.zeros(len(rows), 5, device=model.device)
+
+    def __call__(self) -> None:
+        self.trainer.training_step(self.trainer.model, dict(self.batch))
+        self.trainer.model.zero_grad()
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        self()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def memory(self) -> int:
+        """Bytes that a step holds at most beside what lay there before it, the weights and the batch."""
+        if self.trainer.model.device.type == "cuda":
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self()
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            profiler.export_chrome_trace(file.name)
+            events = json.loads(Path(file.name).read_text(encoding="utf-8"))["traceEvents"]
+        events = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+        return max(accumulate(event["args"]["Bytes"] for event in events))
+
+
+def measured(geometry: Geometry, rows: list, device: str, bits: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds, the median of rounds in which the ways take turns, and peak memory of a step, by way."""
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def model() -> LlavaForConditionalGeneration:
+            return _model(geometry, device, bits, Path(folder))
+
+        ways = {name: Measured(way, model(), geometry, rows, Path(folder)) for name, way in WAYS.items()}
+        rounds = [{name: way.seconds() for name, way in ways.items()} for _ in range(repeats + 1)][1:]
+        for name in ways:
+            found[name] = {"seconds": statistics.median(times[name] for times in rounds)}
+        for name, way in ways.items():
+            found[name]["memory"] = way.memory()
+    return found
+
+
+def _model(geometry: Geometry, device: str, bits: int, folder: Path) -> LlavaForConditionalGeneration:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if bits == 16:
+        return build_model(geometry, device, dtype)
+    path = folder / "weights"
+    if not path.exists():
+        build_model(geometry, device, dtype).save_pretrained(path)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return LlavaForConditionalGeneration.from_pretrained(
+        path, quantization_config=quantization, dtype=dtype, device_map={"": device}
+    )
+
+
+# Shown
+
+
+def show(title: str, report: dict[str, dict[str, float]]) -> None:
+    """One table: each figure and its ratio to DPOTrainer's."""
+    table = Table(title=title)
+    columns = [name for name in UNITS if name in report[BASE]]
+    table.add_column("a pair")
+    for column, (heading, _) in UNITS.items():
+        table.add_column(heading if column in columns else f"{heading}: not measured", justify="right")
+    for name, values in report.items():
+        cells = [
+            f"{values[c] * unit:.4g} ({values[c] / report[BASE][c]:.3f})" if c in columns else "-"
+            for c, (_, unit) in UNITS.items()
+        ]
+        table.add_row(name, *cells)
+    Console(width=120).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=GEOMETRIES, default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bits", type=int, choices=(16, 4), default=16, help="4: weights in NF4 (bitsandbytes)")
     parser.add_argument("--pairs", type=int, default=1, help="pairs in a micro-batch")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
-    parser.add_argument("--output", type=Path, help="write the table as JSON")
+    parser.add_argument("--output", type=Path, help="write the tables as JSON")
     args = parser.parse_args()
     geometry = GEOMETRIES[args.geometry]
-    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    counted = steps(geometry, samples(geometry, args.pairs), "meta", torch.float32)
-    report = {name: {"operations": operations(step) / args.pairs} for name, step in counted.items()}
-    measured = args.geometry != "llava-1.5-7b" or args.device == "cuda"
-    if measured:
-        ways = steps(geometry, samples(geometry, args.pairs), args.device, dtype)
-        for name, value in seconds(ways, args.repeats).items():
-            report[name]["seconds"] = value / args.pairs
-        if args.device == "cuda":
-            for name, step in ways.items():
-                report[name]["memory"] = peak_memory(step)
-    show(f"{args.geometry}, {args.pairs} pair(s), {args.device}", report, "TRL DPOTrainer")
-    for title, own in (("one dispreferred image", False), ("one for each chosen response", True)):
-        ways = steps(geometry, six_pairs(geometry, own), "meta", torch.float32)
-        names = ("TRL DPOTrainer", "MFPO packed + cache")
-        six = {name: {"operations": operations(ways[name]) / 6} for name in names}
-        show(f"six pairs from four responses, {title}", six, "TRL DPOTrainer")
-        report[f"six pairs, {title}"] = six
+    model, rows = meta_model(geometry), pairs(geometry, args.pairs)
+    report = {name: {"operations": operations(model, way, geometry, rows)} for name, way in WAYS.items()}
+    if args.geometry != "llava-1.5-7b" or args.device == "cuda":
+        for name, values in measured(geometry, rows, args.device, args.bits, args.repeats).items():
+            report[name] |= values
+    for values in report.values():
+        values |= {name: values[name] / args.pairs for name in ("operations", "seconds") if name in values}
+    tables = {f"{args.geometry}, {args.pairs} pair(s) a step, {args.device}": report}
+    for title, own in (("the same dispreferred image", False), ("a dispreferred image for each chosen one", True)):
+        six = six_pairs(geometry, own)
+        tables[f"six pairs from four responses, {title}"] = {
+            name: {"operations": operations(model, WAYS[name], geometry, six) / 6} for name in (BASE, BEST)
+        }
+    for title, table in tables.items():
+        show(title, table)
     if args.output:
-        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def show(title: str, report: dict[str, dict[str, float]], base: str) -> None:
-    """One table: each figure and its ratio to the base."""
-    table = Table(title=title)
-    columns = [name for name in ("operations", "seconds", "memory") if name in report[base]]
-    table.add_column("a pair")
-    for column in ("operations", "seconds", "memory"):
-        table.add_column(column if column in columns else f"{column}: not measured", justify="right")
-    for name, values in report.items():
-        cells = [
-            f"{values[c]:.4g} ({values[c] / report[base][c]:.3f})" if c in columns else "-"
-            for c in ("operations", "seconds", "memory")
-        ]
-        table.add_row(name, *cells)
-    Console(width=120).print(table)
+        args.output.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

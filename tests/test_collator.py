@@ -6,7 +6,8 @@ import tiny
 import torch
 from PIL import Image
 
-from mfpo_trl.collator import Branch, EncodedPrompt, MFPOCollator, end_completion, lay_flat, model_resolution
+from mfpo_trl.batches import Branch, EncodedPrompt, lay_flat
+from mfpo_trl.collator import MFPOCollator, end_completion, model_resolution
 from mfpo_trl.dispreferred import DispreferredImages
 
 

@@ -64,9 +64,9 @@ def folders(tmp_path) -> list:
 def test_the_second_run_scores_nothing(tmp_path, data, monkeypatch):
     trainer_with(tmp_path, data)
     assert len(folders(tmp_path)) == 2  # train and eval
-    monkeypatch.setattr(MFPOTrainer, "reference_values", None)
+    monkeypatch.setattr(reference, "score_reference", None)
     trainer = trainer_with(tmp_path, data)
-    assert trainer._references[data._fingerprint].shape == (6, len(VALUES))
+    assert trainer.references.of(data).shape == (6, len(VALUES))
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,15 @@ def test_a_new_adapter_is_no_new_reference():
 
 def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
     monkeypatch.setattr(reference, "PART", 2)
-    scored, whole = [], MFPOTrainer.reference_values
+    scored, whole = [], reference.score_reference
 
-    def dies(self, batch, model):
+    def dies(trainer, batch, model):
         scored.append(len(batch["pairs"]))
         if len(scored) == 3:
             raise KeyboardInterrupt
-        return whole(self, batch, model)
+        return whole(trainer, batch, model)
 
-    monkeypatch.setattr(MFPOTrainer, "reference_values", dies)
+    monkeypatch.setattr(reference, "score_reference", dies)
     settings = {"precompute_ref_batch_size": 2}
     with pytest.raises(KeyboardInterrupt):
         trainer_with(tmp_path, data, **settings)
@@ -142,7 +142,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
     assert len(list(folder.glob("part-*.parquet"))) == 2 and not list(folder.glob("*.tmp"))
     scored.clear()
     monkeypatch.setattr(
-        MFPOTrainer, "reference_values", lambda *args: scored.append(len(args[1]["pairs"])) or whole(*args)
+        reference, "score_reference", lambda *args: scored.append(len(args[1]["pairs"])) or whole(*args)
     )
     again = trainer_with(tmp_path, data, **settings)
     assert scored == [2, 2]  # the last part of the train dataset, and the eval dataset
@@ -152,7 +152,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
             path.unlink()
         folder.rmdir()
     fresh = trainer_with(tmp_path, data, **settings)
-    np.testing.assert_array_equal(again._references[data._fingerprint], fresh._references[data._fingerprint])
+    np.testing.assert_array_equal(again.references.of(data), fresh.references.of(data))
 
 
 def test_parts_are_whole_or_absent(tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from ._trl import NumberedRows
+from ._trl import NumberedRows, Replay, placed
+from .branches import has_branch, of_pairs, split_batch
 from .forward import unwrapped
+from .losses import BRANCHES
 from .rows import ROW_NUMBER
 
 logger = get_logger(__name__)
@@ -150,64 +152,127 @@ def text_digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def cached_reference(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> np.ndarray:
-    """The reference log-probabilities of every row, from the cache, or computed on all ranks and written there.
+def check_cacheable(named: Mapping[str, Any], collator: Any) -> None:
+    """What must hold before data sets with images are scored.
 
     Args:
-        trainer: an `MFPOTrainer` whose policy has not been trained yet, or that has another reference.
-        dataset: a map-style data set.
-        name: how to call it.
-        batch_size: rows a rank scores at once.
+        named: data sets by the names of their arguments.
+        collator: the caller's own, if any.
 
-    Returns:
-        (rows, 5) float32, the columns are `VALUES`.
+    Raises:
+        ValueError: a stream, or another collator, whose dispreferred images may differ from one call to the next.
     """
-    accelerator = trainer.accelerator
-    weights = gather_object([weights_digest(*_reference_weights(trainer))])
-    cache = ReferenceCache(cache_folder(dataset), _key(trainer, dataset, name, sorted(set(weights))), len(dataset))
-    # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
-    plan = [(cache.missing(), cache.changes())] if accelerator.is_main_process else [None]
-    missing, changes = broadcast_object_list(plan, from_process=0)[0]
-    if changes:
-        logger.warning(f"The reference of {name} is computed again: {'; '.join(changes)}.")
-    if missing:
-        results = _pass(trainer, dataset, name, missing, batch_size)
-        if accelerator.is_main_process:
-            cache.store(results)
+    for name, dataset in named.items():
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                "precompute_ref_log_probs=True needs map-style data sets, whose rows can be found again; "
+                f"{name} is a {type(dataset).__name__}"
+            )
+    if collator is not None:
+        raise ValueError("precompute_ref_log_probs=True with images needs the collator of MFPOTrainer")
+
+
+def score_reference(trainer: Any, batch: tuple | dict[str, Any], model: Any) -> Tensor:
+    """The reference's values of every sample of a batch, (B, 5), as `VALUES` lists them.
+
+    Args:
+        trainer: an `MFPOTrainer`; TRL chooses the reference: its model, the adapter switched off, or the frozen copy of
+            the adapter.
+        batch: a batch of the collator, or its parts as `mfpo_trl.branches.split_batch` gives them.
+        model: what to run.
+    """
+    inputs, branches, pairs = split_batch(batch) if isinstance(batch, dict) else batch
+    replay = Replay(model, inputs, branches, pairs)
+    text = trainer.compute_ref_log_probs(replay, replay.preference_inputs())
+    logps = [of_pairs(replay.logps, pairs, branch).masked_fill(~has_branch(pairs, branch), 0) for branch in BRANCHES]
+    return torch.stack([*logps, *text], dim=1)
+
+
+class References:
+    """The reference's values of every row of a trainer's data sets, which are scored before training.
+
+    Args:
+        trainer: an `MFPOTrainer` whose policy has not been trained yet, or whose reference is another model.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self._values: dict[str, np.ndarray] = {}
+        self._model: Any = None
+
+    def of(self, dataset: Dataset) -> np.ndarray | None:
+        """(rows, 5) float32, the columns are `VALUES`; None for a data set that was not added."""
+        return self._values.get(dataset._fingerprint)
+
+    def add(self, name: str, dataset: Dataset) -> None:
+        """Take the values of a data set from the cache, or compute them on all ranks and write them there.
+
+        Args:
+            name: how to call it.
+            dataset: a map-style data set.
+        """
+        if self.of(dataset) is not None:
+            return
+        args = self.trainer.args
+        size = args.per_device_eval_batch_size
+        if dataset is self.trainer.train_dataset:
+            size = args.per_device_train_batch_size
+        self._values[dataset._fingerprint] = self._cached(name, dataset, args.precompute_ref_batch_size or size)
+
+    def _scorer(self) -> Any:
+        if self._model is None:
+            self._model = self.trainer.ref_model or placed(self.trainer, self.trainer.model)
+        return self._model
+
+    def _cached(self, name: str, dataset: Dataset, batch_size: int) -> np.ndarray:
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        weights = gather_object([weights_digest(*_reference_weights(trainer))])
+        cache = ReferenceCache(cache_folder(dataset), _key(trainer, dataset, name, sorted(set(weights))), len(dataset))
+        # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
+        plan = [(cache.missing(), cache.changes())] if accelerator.is_main_process else [None]
+        missing, changes = broadcast_object_list(plan, from_process=0)[0]
+        if changes:
+            logger.warning(f"The reference of {name} is computed again: {'; '.join(changes)}.")
+        if missing:
+            results = self._score(name, dataset, missing, batch_size)
+            if accelerator.is_main_process:
+                cache.store(results)
+            else:
+                for _ in results:
+                    pass
         else:
-            for _ in results:
-                pass
-    else:
-        logger.info(f"The reference of {name} is taken from {cache.folder}.")
-    values = [cache.read()] if accelerator.is_main_process else [None]
-    return broadcast_object_list(values, from_process=0)[0]
+            logger.info(f"The reference of {name} is taken from {cache.folder}.")
+        values = [cache.read()] if accelerator.is_main_process else [None]
+        return broadcast_object_list(values, from_process=0)[0]
 
-
-def _pass(trainer: Any, dataset: Dataset, name: str, rows: list[int], batch_size: int) -> Any:
-    """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 5) of all."""
-    args, accelerator = trainer.args, trainer.accelerator
-    loader = DataLoader(
-        Subset(NumberedRows.of(dataset), rows),
-        batch_size=batch_size,
-        collate_fn=partial(_collate_numbered, trainer.data_collator),
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-    )
-    loader = accelerator.prepare_data_loader(loader)
-    bar = tqdm(
-        total=len(dataset),
-        initial=len(dataset) - len(rows),
-        unit="row",
-        desc=f"Reference log-probabilities of {name}",
-        disable=not accelerator.is_local_main_process or args.disable_tqdm,
-    )
-    model = trainer.reference_model()
-    with bar:
-        for numbers, batch in loader:
-            values = trainer.reference_values(batch, model)
-            numbers, values = accelerator.gather_for_metrics((numbers, values))
-            bar.update(len(numbers))
-            yield numbers.cpu().numpy(), values.float().cpu().numpy()
+    def _score(
+        self, name: str, dataset: Dataset, rows: list[int], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 5) of all."""
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        args = trainer.args
+        loader = DataLoader(
+            Subset(NumberedRows.of(dataset), rows),
+            batch_size=batch_size,
+            collate_fn=partial(_collate_numbered, trainer.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+        loader = accelerator.prepare_data_loader(loader)
+        bar = tqdm(
+            total=len(dataset),
+            initial=len(dataset) - len(rows),
+            unit="row",
+            desc=f"Reference log-probabilities of {name}",
+            disable=not accelerator.is_local_main_process or args.disable_tqdm,
+        )
+        model = self._scorer()
+        with bar:
+            for numbers, batch in loader:
+                values = score_reference(trainer, batch, model)
+                numbers, values = accelerator.gather_for_metrics((numbers, values))
+                bar.update(len(numbers))
+                yield numbers.cpu().numpy(), values.float().cpu().numpy()
 
 
 def _collate_numbered(collator: Any, examples: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,10 +5,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from .config import MFPOConfig
 from .rows import without_none
+from .validation import is_stored
 
 LOOK_AHEAD = 256
 """How many groups are tried for the rest of a batch before a group is cut in two."""
@@ -87,3 +90,38 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.rows
+
+
+def grouped_sampler(args: MFPOConfig, dataset: Any, batch_size: int, epoch: Callable[[], int]) -> EpochSampler:
+    """Rows in a random order, or, with `train_sampling_strategy="sequential"`, as they stand, but for those on the same
+    image and prompt, which come together.
+
+    Args:
+        args: gives the seed.
+        dataset: map-style, without a transform.
+        batch_size: rows of a micro-batch of one rank.
+        epoch: gives the current epoch.
+
+    Raises:
+        ValueError: the rows of the data set cannot be compared, or another order is asked for as well.
+    """
+    strategy = args.train_sampling_strategy
+    if not is_stored(dataset):
+        raise ValueError(
+            "group_by_prompt=True needs a map-style data set without a transform, whose rows can be compared"
+        )
+    if strategy not in ("random", "sequential"):
+        raise ValueError(
+            f"group_by_prompt=True orders rows itself and cannot keep train_sampling_strategy={strategy!r}; use 'random' "
+            "or 'sequential'"
+        )
+    groups = prompt_groups(dataset)
+    seed = args.seed if args.data_seed is None else args.data_seed
+
+    def order(number: int) -> list[int]:
+        rows = np.arange(len(dataset))
+        if strategy == "random":
+            rows = np.random.default_rng([seed, number]).permutation(len(dataset))
+        return keep_together(rows.tolist(), groups, batch_size)
+
+    return EpochSampler(order, epoch, len(dataset))

@@ -3,39 +3,31 @@
 import os
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import ProcessorMixin
 from trl import DPOConfig, DPOTrainer
 
 from . import _trl
 from .branches import from_preference_batch, has_branch, of_pairs, split_batch
-from .collator import MFPOCollator, end_completion, model_resolution
+from .collator import MFPOCollator, build_collator, end_completion
 from .config import MFPOConfig
-from .dispreferred import DispreferredImages
 from .forward import prepare
-from .layout import Layout, choose_layout
+from .layout import Layout, choose_layout, proven
 from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
 from .model_card import write_model_card
 from .packing import FLAT
-from .reference import cached_reference
+from .reference import References, check_cacheable, score_reference
 from .rows import COLUMNS
-from .sampling import EpochSampler, keep_together, prompt_groups
-from .validation import check_dataset, has_images, image_tokens, is_stored, rows_with_images
+from .sampling import grouped_sampler
+from .validation import check_dataset, has_images, image_tokens
 
 logger = get_logger(__name__)
-
-PACKING_TOLERANCE = {True: 1e-4, False: 5e-2}
-"""How far packed and flat log-probabilities of an untested family may lie apart, in float32 and below, relative to them."""
 
 
 class MFPOTrainer(DPOTrainer):
@@ -101,20 +93,18 @@ class MFPOTrainer(DPOTrainer):
     ):
         _trl.check_contract()
         args = _as_mfpo_config(args, model)
+        evaluations = dict(_named_evaluations(eval_dataset))
         cached = args.precompute_ref_log_probs and _has_image_column(train_dataset)
-        if cached and not isinstance(train_dataset, Dataset):
-            raise ValueError("precompute_ref_log_probs=True needs a map-style data set, whose rows can be found again")
-        if cached and data_collator is not None:
-            raise ValueError("precompute_ref_log_probs=True with images needs the collator of MFPOTrainer")
+        if cached:
+            check_cacheable({"train_dataset": train_dataset, **evaluations}, data_collator)
         if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
             raise ValueError(
                 "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
                 "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
             )
-        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+        for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
             check_dataset(dataset, name, image_tokens(processing_class))
-        self._engine = None
-        self._references: dict[str, np.ndarray] | None = {} if cached else None
+        self.references = References(self) if cached else None
         self._has_adapter = peft_config is not None or isinstance(model, PeftModel)
         # TRL refuses images where it reads this first, and loads no reference model where it reads it later.
         args.precompute_ref_log_probs = args.precompute_ref_log_probs and not cached
@@ -140,7 +130,7 @@ class MFPOTrainer(DPOTrainer):
         self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
         if self._is_vision_dataset and data_collator is None:
             self.layout = choose_layout(self.model, args.prefix_sharing, self.aux_loss_enabled)
-            self.data_collator = self._collator(self.processing_class)
+            self.data_collator = build_collator(args, self.processing_class, self.train_dataset, self.layout.name)
         elif isinstance(data_collator, MFPOCollator):
             self.layout = Layout(data_collator.layout, "as the data_collator says")
         elif args.prefix_sharing == "on":
@@ -150,51 +140,23 @@ class MFPOTrainer(DPOTrainer):
         (logger.warning if self._downgraded() else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         self._say_what_is_left_out()
         if cached:
-            for name, dataset in _named_datasets(self.train_dataset, self.eval_dataset):
-                self._cache_reference(name, dataset)
+            for name, dataset in (("train_dataset", self.train_dataset), *_named_evaluations(self.eval_dataset)):
+                self.references.add(name, dataset)
             self.ref_model = None
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
         # Under FSDP, TRL scores with a reference model, because the policy has no shards yet.
-        if self._references is not None and not self._has_adapter and not self.is_fsdp_enabled:
+        if self.references is not None and not self._has_adapter and not self.is_fsdp_enabled:
             self.args.precompute_ref_log_probs = True
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        return dataset if self._references is not None else super()._precompute_ref_logps(dataset, name, batch_size)
+        return dataset if self.references is not None else super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _downgraded(self) -> bool:
         return self._is_vision_dataset and self.layout.name == FLAT and self.args.prefix_sharing == "auto"
 
     # Data
-
-    def _collator(self, processor: ProcessorMixin) -> MFPOCollator:
-        args = self.args
-        if args.corruption == "swap" and not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
-                "map-style data set, or fill 'rejected_images' yourself"
-            )
-        donors = None
-        if args.corruption == "swap" and has_images(self.train_dataset):
-            donors = _Donors(_trl.NumberedRows.of(self.train_dataset), rows_with_images(self.train_dataset))
-        dispreferred = DispreferredImages(
-            corruption=args.corruption,
-            kwargs=args.corruption_kwargs,
-            region=args.corruption_region,
-            seed=args.corruption_seed,
-            resolution=model_resolution(processor),
-            donors=donors,
-        )
-        return MFPOCollator(
-            processor=processor,
-            branches=args.branches,
-            dispreferred=dispreferred,
-            max_length=args.max_length,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-            add_eos=args.add_eos,
-            layout=self.layout.name,
-        )
 
     def _say_what_is_left_out(self) -> None:
         if "image" not in self.term_weights:
@@ -219,7 +181,7 @@ class MFPOTrainer(DPOTrainer):
             self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLUMNS]))
 
     def _remove_unused_columns(self, dataset, description=None):
-        reference = None if self._references is None else self._references.get(dataset._fingerprint)
+        reference = None if self.references is None else self.references.of(dataset)
         dataset = super()._remove_unused_columns(dataset, description)
         if not self._is_vision_dataset or not isinstance(dataset, Dataset):
             return dataset
@@ -228,26 +190,9 @@ class MFPOTrainer(DPOTrainer):
     def _get_train_sampler(self, train_dataset=None):
         if not self.args.group_by_prompt:
             return super()._get_train_sampler(train_dataset)
-        dataset, args = self.train_dataset, self.args
-        if not is_stored(dataset):
-            raise ValueError(
-                "group_by_prompt=True needs a map-style data set without a transform, whose rows can be compared"
-            )
-        if args.train_sampling_strategy not in ("random", "sequential"):
-            raise ValueError(
-                f"group_by_prompt=True orders rows itself and cannot keep train_sampling_strategy="
-                f"{args.train_sampling_strategy!r}; use 'random' or 'sequential'"
-            )
-        groups = prompt_groups(dataset)
-        seed = args.seed if args.data_seed is None else args.data_seed
-
-        def order(epoch: int) -> list[int]:
-            rows = np.arange(len(dataset))
-            if args.train_sampling_strategy == "random":
-                rows = np.random.default_rng([seed, epoch]).permutation(len(dataset))
-            return keep_together(rows.tolist(), groups, self._train_batch_size)
-
-        return EpochSampler(order, lambda: int(self.state.epoch or 0), len(dataset))
+        return grouped_sampler(
+            self.args, self.train_dataset, self._train_batch_size, lambda: int(self.state.epoch or 0)
+        )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # TRL's preparation of text, which leaves the end of conversational answers to the chat template.
@@ -267,38 +212,10 @@ class MFPOTrainer(DPOTrainer):
 
     # Step
 
-    def _prove_layout(self) -> None:
-        """Compare packed with flat rows on the first rows of the data, for a family whose packed rows no test has seen.
-
-        Raises:
-            ValueError: they differ by more than rounding.
-        """
-        count, collator, training = self.args.per_device_train_batch_size, self.data_collator, self.model.training
-        rows = list(islice(iter(self.train_dataset), count))
-        found = []
-        self.model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for layout in (FLAT, self.layout.name):
-                batch = self._prepare_inputs(replace(collator, layout=layout)(rows))
-                replay = _trl.Replay(self.model, *split_batch(batch))
-                replay.score()
-                there = replay.pairs >= 0
-                found.append(replay.logps[replay.pairs.clamp(min=0)][there].float())
-        self.model.train(training)
-        flat, packed = found
-        exact = self.model.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-        difference = float(((packed - flat).abs() / flat.abs().clamp(min=1)).max())
-        if difference > PACKING_TOLERANCE[exact]:
-            raise ValueError(
-                f"prefix_sharing='on' is not possible: on the first rows, log-probabilities of packed and flat rows differ "
-                f"by {difference:.2g} of their size ({self.layout.reason}); use 'auto' or 'off'"
-            )
-        self.layout = replace(self.layout, proven=True)
-
     def _compute_loss(self, model, inputs, return_outputs):
         has_tables = "pairs" in inputs
         if "prefixes" in inputs and not self.layout.proven:
-            self._prove_layout()
+            self.layout = proven(self.layout, self)
         if not has_tables:
             inputs = from_preference_batch(inputs)
         cached = inputs.get("ref_logps")
@@ -332,59 +249,27 @@ class MFPOTrainer(DPOTrainer):
         """The reference's summed log-probabilities of every branch of the pairs, (B,) each. Those that TRL's loss reads,
         which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
         if cached is None:
-            values = self.reference_values((policy.inputs, policy.branches, policy.pairs), self._live_reference())
-            cached = values.unbind(dim=1)
+            batch = policy.inputs, policy.branches, policy.pairs
+            cached = score_reference(self, batch, self._live_reference()).unbind(dim=1)
         elif isinstance(cached, Tensor):
             cached = cached.unbind(dim=1)
         text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = cached[-2:]
         return dict(zip(BRANCHES, cached, strict=False))
 
     def _live_reference(self):
-        if self._references is not None and self.ref_model is None and not self._has_adapter:
+        if self.references is not None and self.ref_model is None and not self._has_adapter:
             raise ValueError(
                 "a data set has no cached reference, and with precompute_ref_log_probs=True no reference model is kept; "
                 "give it as `eval_dataset` when the trainer is built, or set precompute_ref_log_probs=False"
             )
         return self.model if self.ref_model is None else self.ref_model
 
-    def reference_values(self, batch: tuple | dict[str, Any], model: Any) -> Tensor:
-        """The reference's values of every sample of a batch, (B, 5), as `mfpo_trl.reference.VALUES` lists them.
-
-        Args:
-            batch: a batch of the collator, or its parts as `mfpo_trl.branches.split_batch` gives them.
-            model: what to run; TRL switches adapters.
-        """
-        inputs, branches, pairs = split_batch(batch) if isinstance(batch, dict) else batch
-        reference = _trl.Replay(model, inputs, branches, pairs)
-        # TRL's own choice of the reference: its model, the adapter switched off, or the frozen copy of the adapter.
-        text = self.compute_ref_log_probs(reference, reference.preference_inputs())
-        logps = [
-            of_pairs(reference.logps, pairs, branch).masked_fill(~has_branch(pairs, branch), 0) for branch in BRANCHES
-        ]
-        return torch.stack([*logps, *text], dim=1)
-
-    def reference_model(self) -> Any:
-        """The model that scores a data set before training."""
-        if self.ref_model is not None:
-            return self.ref_model
-        if self._engine is None:
-            self._engine = _trl.placed(self, self.model)
-        return self._engine
-
-    def _cache_reference(self, name: str, dataset: Any) -> None:
-        if dataset is None or dataset._fingerprint in self._references:
-            return
-        args = self.args
-        size = args.per_device_train_batch_size if dataset is self.train_dataset else args.per_device_eval_batch_size
-        values = cached_reference(self, dataset, name, args.precompute_ref_batch_size or size)
-        self._references[dataset._fingerprint] = values
-
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """TRL's, with the reference of a data set that the trainer has not seen computed first where that is possible."""
-        if self._references is not None and not isinstance(eval_dataset, str | None):
-            for name, dataset in _named_datasets(None, eval_dataset):
+        if self.references is not None and not isinstance(eval_dataset, str | None):
+            for name, dataset in _named_evaluations(eval_dataset):
                 if isinstance(dataset, Dataset) and (self._has_adapter or self.state.global_step == 0):
-                    self._cache_reference(name, dataset)
+                    self.references.add(name, dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def _term_losses(self, policy, text_inputs, logratios, return_outputs) -> tuple[dict[str, Tensor], Any]:
@@ -452,19 +337,6 @@ class MFPOTrainer(DPOTrainer):
             write_model_card(self, model_name, dataset_name)
 
 
-class _Donors:
-    """The rows of a data set that have an image, as a sequence."""
-
-    def __init__(self, rows: _trl.NumberedRows, numbers: np.ndarray):
-        self.rows, self.numbers = rows, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.rows.__getitems__([int(self.numbers[position])])[0]
-
-
 def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     if args is None:
         name = model if isinstance(model, str) else model.config._name_or_path
@@ -480,12 +352,11 @@ def _has_image_column(dataset: Any) -> bool:
     return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
 
 
-def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
-    yield "train_dataset", train
-    if isinstance(evaluation, dict):
-        yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in evaluation.items())
-    else:
-        yield "eval_dataset", evaluation
+def _named_evaluations(dataset: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(dataset, dict):
+        yield from ((f"eval_dataset[{name!r}]", own) for name, own in dataset.items())
+    elif dataset is not None:
+        yield "eval_dataset", dataset
 
 
 def _end_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
