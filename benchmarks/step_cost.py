@@ -28,7 +28,6 @@ from llava import GEOMETRIES, LANGUAGE_PART, SPECIAL, Geometry, build_model, bui
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
