@@ -9,31 +9,65 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from peft import PeftModel
 
 from mfpo_trl.collator import MFPOCollator
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
+PROCESSES = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "use_cpu": True}
+ENGINES = {
+    "zero2": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}},
+    "zero3": {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": True, "zero3_save_16bit_model": True},
+    },
+    "fsdp2": {
+        "distributed_type": "FSDP",
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_reshard_after_forward": True,
+            "fsdp_state_dict_type": "FULL_STATE_DICT",
+        },
+    },
+}
 
 
-def launch(tmp_path, processes: int, *arguments: str) -> list[dict]:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    tiny.save_pretrained(folder / "policy", seed=1)
+    tiny.save_pretrained(folder / "reference")
+    return folder
+
+
+def launch(folder, weights, processes: int, *flags: str, engine: str | None = None) -> list[dict]:
     """Run the script; every rank writes a JSON file."""
     command = [sys.executable]
-    if processes > 1:
+    if engine:
+        config = folder / f"{engine}.json"
+        config.write_text(json.dumps({**ENGINES[engine], **PROCESSES}))
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    elif processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    output = tmp_path / "-".join([f"ranks-{processes}", *arguments])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+    }
+    output = folder / "-".join([engine or f"ranks-{processes}", *flags])
     output.mkdir()
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(output), *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
+    command += [str(SCRIPT), str(weights), str(output), *flags, *(["deepspeed"] if "zero" in str(engine) else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(output.glob("rank-*.json"))]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("runs")
-    return {processes: launch(folder, processes) for processes in (1, 2)}
+    return {processes: launch(folder, weights, processes) for processes in (1, 2)}
 
 
 def test_two_processes_train_like_one(runs):
@@ -54,9 +88,9 @@ def test_two_processes_train_like_one(runs):
             assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
 
 
-def test_two_processes_fill_one_reference_cache(runs, tmp_path):
+def test_two_processes_fill_one_reference_cache(runs, tmp_path, weights):
     """Each scores its share once, both get all of it, and training goes on as with a live reference."""
-    together = launch(tmp_path, 2, "cached")
+    together = launch(tmp_path, weights, 2, "cached")
     parts = list((tmp_path / "cache").rglob("part-*.parquet"))
     assert len(parts) == 1 and len(together) == 2
     for live, cached in zip(runs[2][0]["history"], together[0]["history"], strict=True):
@@ -81,3 +115,31 @@ def test_images_are_the_same_with_and_without_workers():
         for workers in (0, 2)
     ]
     assert all(torch.equal(one, two) for one, two in zip(*batches, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, weights):
+    folder = tmp_path_factory.mktemp("alone")
+    return {flags: launch(folder, weights, 1, *flags) for flags in ENGINE_FLAGS}
+
+
+ENGINE_FLAGS = (("adam", "packed"), ("adam", "packed", "lora", "cached", "checkpointing"))
+
+
+@pytest.mark.parametrize("flags", ENGINE_FLAGS, ids="-".join)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sharded_engines_train_like_one_process(alone, tmp_path, weights, engine, flags):
+    """Packed rows under DeepSpeed and FSDP2, full with a live reference and LoRA with a cached one; what is saved loads."""
+    together = launch(tmp_path, weights, 2, *flags, engine=engine)
+    assert len(together) == 2 and {rank["layout"] for rank in together} == {"packed row"}
+    for one, two in zip(alone[flags][0]["history"], together[0]["history"], strict=True):
+        for key in ("loss", "loss/text", "loss/image", "loss/anchor", "rewards/margins", "rewards/image_margins"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+    saved = next(tmp_path.glob(f"{engine}-*")) / "model"
+    base = tiny.LlavaForConditionalGeneration.from_pretrained(weights / "policy" if "lora" in flags else saved)
+    if "lora" in flags:
+        base = PeftModel.from_pretrained(base, saved)
+    start = tiny.LlavaForConditionalGeneration.from_pretrained(weights / "policy").state_dict()
+    trained = base.state_dict()
+    moved = [name for name, value in start.items() if name in trained and not torch.equal(value, trained[name])]
+    assert moved if "lora" not in flags else any(v.any() for n, v in trained.items() if "lora_B" in n)

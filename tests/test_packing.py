@@ -1,6 +1,7 @@
 """Packed rows against one row a branch: the same log-probabilities, losses, gradients and metrics, for every family."""
 
 import copy
+import logging
 import math
 
 import families
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from test_trainer import CPU
+from transformers import BitsAndBytesConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
@@ -124,6 +126,24 @@ def test_families_with_bidirectional_images_stay_flat(family):
     assert choose_layout(model, "auto").name == FLAT and "both directions" in choose_layout(model, "auto").reason
     with pytest.raises(ValueError, match="prefix_sharing='on' is not possible: .*both directions"):
         choose_layout(model, "on")
+
+
+@pytest.mark.parametrize("family", [*PACKED_FAMILIES, *FLAT_FAMILIES])
+def test_no_token_of_an_answer_is_scored_by_what_comes_after_it(family):
+    model, processor = families.FAMILIES[family]()
+    layout = choose_layout(model, "auto").name
+    model = prepared(model, layout).eval()
+    collator, scored, answers = MFPOCollator(processor, layout=layout), [], []
+    for ending in ("cat", "tree"):
+        row = tiny.rows(1)[0] | {"chosen": [{"role": "assistant", "content": f"two birds and a red {ending}"}]}
+        replay = Replay(model, *split_batch(collator([row])))
+        with torch.no_grad():
+            replay.score()
+        scored.append(replay.outputs.log_probs[0])
+        answers.append(collator.encode(row)["chosen"].completion)
+    alike = next(n for n, (one, two) in enumerate(zip(*answers, strict=False)) if one != two)
+    assert 0 < alike < min(map(len, answers))
+    torch.testing.assert_close(scored[0][:alike], scored[1][:alike], rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -292,6 +312,53 @@ def test_what_stays_flat_says_why(change, reason):
     assert layout.name == FLAT and reason in layout.reason
     with pytest.raises(ValueError, match="prefix_sharing='on' is not possible"):
         choose_layout(model, "on")
+
+
+def test_mixing_by_convolution_stays_flat():
+    """As in state-space and hybrid language parts; a convolution of the vision tower is none."""
+    model = tiny.model()
+    assert any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    model.model.language_model.layers[0].mixer = torch.nn.Conv1d(32, 32, 4)
+    layout = choose_layout(model, "auto")
+    assert layout.name == FLAT and "recurrent or convolutional" in layout.reason
+
+
+def test_the_log_says_once_which_layout_runs_and_why(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        trainer_with(tmp_path, "auto", tiny.rows(4), max_steps=2).train()
+    said = [record for record in caplog.records if "Layout:" in record.message]
+    assert len(said) == 1 and said[0].message.endswith("Layout: packed row (llava with sdpa attention).")
+    caplog.clear()
+    model, processor = families.FAMILIES["paligemma"]()
+    data = Dataset.from_list(tiny.rows(4), features=tiny.dataset(1).features)
+    args = MFPOConfig(output_dir=str(tmp_path), **CPU)
+    MFPOTrainer(model=model, ref_model=copy.deepcopy(model), args=args, train_dataset=data, processing_class=processor)
+    said = [record for record in caplog.records if "Layout:" in record.message]
+    assert len(said) == 1 and said[0].levelno == logging.WARNING and "both directions" in said[0].message
+
+
+@pytest.mark.parametrize("layout", [FLAT, PACKED_ROW])
+def test_the_processors_padding_side_does_not_matter(layout):
+    model = prepared(tiny.model(), layout)
+    found = []
+    for side in ("right", "left"):
+        processor = tiny.processor()
+        processor.tokenizer.padding_side = side
+        found.append(scores(model, MFPOCollator(processor, layout=layout)(mixed_rows()))[0])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_four_bit_packed_rows_equal_flat_rows(tmp_path):
+    """NF4 weights with bfloat16 arithmetic: as far apart as bfloat16's rounding."""
+    path = tiny.save_pretrained(tmp_path / "weights")
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    found = []
+    for layout in (FLAT, PACKED_ROW):
+        model = tiny.LlavaForConditionalGeneration.from_pretrained(path, quantization_config=four_bit)
+        with torch.no_grad():
+            logps, there = scores(prepared(model, layout), MFPOCollator(tiny.processor(), layout=layout)(mixed_rows()))
+        found.append(logps[there])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-4)
 
 
 def test_an_untested_family_is_compared_on_its_first_batch(tmp_path, monkeypatch):

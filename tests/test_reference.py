@@ -12,6 +12,7 @@ from peft import LoraConfig
 from test_trainer import CPU
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, reference
+from mfpo_trl.collator import MFPOCollator
 from mfpo_trl.reference import VALUES, ReferenceCache, weights_digest
 
 
@@ -176,11 +177,24 @@ def test_data_that_comes_later_needs_a_reference(tmp_path, data):
     assert adapter.evaluate(later)["eval_loss"] > 0
 
 
-def test_streams_and_foreign_collators_are_refused(tmp_path, data):
-    with pytest.raises(ValueError, match="map-style"):
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_streams_are_refused(tmp_path, data, which):
+    datasets = {"train_dataset": data, "eval_dataset": data} | {which: data.to_iterable_dataset()}
+    with pytest.raises(ValueError, match=f"map-style data sets.*; {which} is a IterableDataset"):
         MFPOTrainer(
             model=tiny.model(),
             args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "precompute_ref_log_probs": True, "max_steps": 1}),
-            train_dataset=data.to_iterable_dataset(),
+            processing_class=tiny.processor(),
+            **datasets,
+        )
+
+
+def test_foreign_collators_are_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="needs the collator of MFPOTrainer"):
+        MFPOTrainer(
+            model=tiny.model(),
+            args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "precompute_ref_log_probs": True}),
+            train_dataset=data,
+            data_collator=MFPOCollator(tiny.processor()),
             processing_class=tiny.processor(),
         )

@@ -1,4 +1,7 @@
-"""What `test_distributed.py` launches: two steps of training, and the dispreferred images as this rank makes them."""
+"""What the distributed tests launch: two steps of training, and the dispreferred images as this rank makes them.
+
+two_processes.py WEIGHTS OUTPUT [cached] [lora] [adam] [packed] [checkpointing] [deepspeed]
+"""
 
 import hashlib
 import json
@@ -11,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 
@@ -22,13 +26,14 @@ class InOrder(MFPOTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def main(output: Path, cached: bool) -> None:
+def main(weights: Path, output: Path, flags: set[str]) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     images = {"images": lambda n: [] if n % 4 == 3 else [tiny.picture(n, 40 + n)]}
     data = Dataset.from_list(tiny.rows(8, **images), features=tiny.dataset(1).features)
     args = MFPOConfig(
         output_dir=str(output / "model"),
-        use_cpu=True,
+        # With it, transformers would not hand the model to DeepSpeed.
+        use_cpu="deepspeed" not in flags,
         bf16=False,
         report_to="none",
         disable_tqdm=True,
@@ -37,14 +42,27 @@ def main(output: Path, cached: bool) -> None:
         max_steps=2,
         per_device_train_batch_size=4 // world_size,
         learning_rate=1e-2,
-        optim="sgd",
+        optim="adamw_torch" if "adam" in flags else "sgd",
         beta=0.5,
-        precompute_ref_log_probs=cached,
+        precompute_ref_log_probs="cached" in flags,
+        prefix_sharing="on" if "packed" in flags else "auto",
+        gradient_checkpointing="checkpointing" in flags,
         ddp_backend="gloo" if world_size > 1 else None,
     )
-    policy = tiny.model(1)
+
+    def load(name: str) -> tiny.LlavaForConditionalGeneration:
+        return tiny.LlavaForConditionalGeneration.from_pretrained(weights / name, dtype=torch.float32)
+
+    policy, lora = load("policy"), "lora" in flags
+    reference = None if lora else load("reference")
+    torch.manual_seed(0)
     trainer = InOrder(
-        model=policy, ref_model=tiny.model(), args=args, train_dataset=data, processing_class=tiny.processor()
+        model=policy,
+        ref_model=reference,
+        args=args,
+        train_dataset=data,
+        processing_class=tiny.processor(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
     )
     trainer.train()
     rows = tiny.rows(8)
@@ -54,10 +72,12 @@ def main(output: Path, cached: bool) -> None:
     }
     report = {
         "world_size": trainer.accelerator.num_processes,
+        "layout": trainer.layout.name,
         "history": [line for line in trainer.state.log_history if "loss" in line],
         "images": digests,
     }
     (output / f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(report))
+    trainer.save_model()
 
 
-main(Path(sys.argv[1]), cached="cached" in sys.argv)
+main(Path(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:]))

@@ -8,7 +8,7 @@ Shapes: N branches, R rows, T tokens of a row.
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,10 +21,12 @@ from .packing import FLAT, PACKED_ROW, PACKED_ROWS
 
 @dataclass
 class EncodedPrompt:
-    """A prompt with its images, as the processor encodes it: per-token tensors (T,) and image tensors."""
+    """A prompt with its images, as the processor encodes it: per-token tensors (T,) and image tensors; and what the
+    per-token tensors hold behind it, in completions, 0 where nothing is said."""
 
     tokens: dict[str, Tensor]
     vision: dict[str, Tensor]
+    behind: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> bytes:
@@ -73,6 +75,7 @@ def lay_flat(
         completion = torch.tensor(branch.completion)[: length - prompt]
         for name, values in branch.prompt.tokens.items():
             batch[name][row, :prompt] = values
+            batch[name][row, prompt:length] = branch.prompt.behind.get(name, 0)
         batch["input_ids"][row, prompt:length] = completion
         batch["labels"][row, prompt:length] = completion
         batch["attention_mask"][row, :length] = 1

@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 PIXEL_BUDGET = 4096
 """A `longest_edge` above this is a number of pixels (the Qwen-VL convention), not the length of a side."""
 
+SUFFIXES = {"PaliGemmaProcessor": {"token_type_ids": 1}}
+"""What a processor writes behind a prompt where that is not 0. PaliGemma's tokens of type 0 see each other in both
+directions: an answer of that type would see its own end."""
+
 
 @dataclass
 class MFPOCollator:
@@ -169,7 +173,8 @@ class MFPOCollator:
         tokens = {key: value[0] for key, value in tensors.items() if value.shape == shape}
         if self.max_length is not None and shape[1] >= self.max_length:
             raise row_error(example, "prompt", self._too_long(tokens["input_ids"]))
-        return EncodedPrompt(tokens, {key: value for key, value in tensors.items() if key not in tokens})
+        vision = {key: value for key, value in tensors.items() if key not in tokens}
+        return EncodedPrompt(tokens, vision, SUFFIXES.get(type(self.processor).__name__, {}))
 
     def _too_long(self, ids: Tensor) -> str:
         image_tokens = int((ids == getattr(self.processor, "image_token_id", -1)).sum())

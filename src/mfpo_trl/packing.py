@@ -90,17 +90,19 @@ def attend_by_group(attend: Callable[..., Tensor], table: Sequence[Span], query:
     Returns:
         (1, T, heads, D); zero at padding.
     """
-    parts, end = [], 0
-    for spans_ in groups(table):
-        first, prefix = spans_[0][3], spans_[0][4]
-        middle, end = first + prefix, spans_[-1][1] + spans_[-1][2]
+    sizes = [(group[0][4], sum(span[2] for span in group)) for group in groups(table)]
+    padding = query.size(2) - sum(map(sum, sizes))
+    # Split, not sliced: the gradient of a slice is a tensor as large as what it was cut from.
+    queries = query.split([*(length for size in sizes for length in size), padding], dim=2)
+    keys, values = (tensor.split([*map(sum, sizes), padding], dim=2) for tensor in (key, value))
+    parts = []
+    for number, (group, (prefix, _)) in enumerate(zip(groups(table), sizes, strict=True)):
+        key, value = keys[number], values[number]
         if prefix:
-            own = slice(first, middle)
-            parts.append(attend(query[:, :, own], key[:, :, own], value[:, :, own], None))
-        mask = _branches_mask(spans_, query.device)
-        parts.append(attend(query[:, :, middle:end], key[:, :, first:end], value[:, :, first:end], mask))
-    if end < query.size(2):
-        parts.append(parts[-1].new_zeros(1, query.size(2) - end, *parts[-1].shape[2:]))
+            parts.append(attend(queries[2 * number], key[:, :, :prefix], value[:, :, :prefix], None))
+        parts.append(attend(queries[2 * number + 1], key, value, _branches_mask(group, query.device)))
+    if padding:
+        parts.append(parts[-1].new_zeros(1, padding, *parts[-1].shape[2:]))
     return torch.cat(parts, dim=1)
 
 

@@ -18,8 +18,9 @@ logger = get_logger(__name__)
 
 def image_tokens(processor: Any) -> tuple[str, ...]:
     """The placeholders of an image in a processor's texts."""
-    tokens = (getattr(processor, name, None) for name in ("boi_token", "image_token"))
-    return tuple(token for token in tokens if isinstance(token, str))
+    names, tokenizer = ("boi_token", "image_token"), getattr(processor, "tokenizer", None)
+    tokens = (getattr(owner, name, None) for owner in (processor, tokenizer) for name in names)
+    return tuple(dict.fromkeys(token for token in tokens if isinstance(token, str)))
 
 
 def checked_texts(row: Mapping[str, Any], placeholders: Sequence[str] = ()) -> dict[str, Any]:
