@@ -1,14 +1,19 @@
 """The reference cache: the same numbers as a live reference, reused, told when it is not, and resumed."""
 
 import copy
+import gc
 import json
 import logging
+import os
+import shutil
+import weakref
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from datasets import Dataset, load_from_disk
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from test_trainer import CPU
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, reference
@@ -75,7 +80,10 @@ def test_the_second_run_scores_nothing(tmp_path, data, monkeypatch):
     [
         ({"max_length": 200}, "max_length was None, is 200"),
         ({"ld_alpha": 0.5}, "ld_alpha was None, is 0.5"),
-        ({"corruption_seed": 3}, "corruption was"),
+        ({"corruption_seed": 3}, "corruption_seed was 0, is 3"),
+        ({"corruption_kwargs": {"step": 400}}, 'corruption_kwargs was {}, is {"step": 400}'),
+        ({"model": "settings"}, "model config was"),
+        ({"model": "half"}, "precision was torch.float32 no, is torch.bfloat16 no"),
         ({"add_eos": False}, "add_eos was True, is False"),
         ({"image_loss_weight": 0.0}, "branches was chosen rejected corrupted, is chosen rejected"),
         ({"model": "other"}, "model weights was"),
@@ -98,6 +106,11 @@ def test_what_changes_the_numbers_changes_the_key(tmp_path, data, change, told, 
         data = data.select([0, 1, 2, 3, 5])
     elif change == {"model": "other"}:
         settings["model"] = tiny.model(1)
+    elif change == {"model": "settings"}:
+        settings["model"] = tiny.model()
+        settings["model"].config.text_config.rms_norm_eps = 1e-3
+    elif change == {"model": "half"}:
+        settings["model"] = tiny.model().to(torch.bfloat16)
     else:
         settings |= change
     with caplog.at_level(logging.WARNING):
@@ -113,8 +126,6 @@ def _normalised(processor):
 
 def test_a_new_adapter_is_no_new_reference():
     """The base is the reference, and a fresh adapter's random weights do not count; a trained adapter's do."""
-    from peft import get_peft_model
-
     model = get_peft_model(tiny.model(), LoraConfig(r=4, target_modules=["q_proj"]))
     other = get_peft_model(tiny.model(), LoraConfig(r=4, target_modules=["q_proj"]))
     names = ["default", "ref"]
@@ -123,6 +134,90 @@ def test_a_new_adapter_is_no_new_reference():
         own.add_adapter("ref", LoraConfig(r=4, target_modules=["q_proj"]))
     digests = [weights_digest(own.get_base_model(), names) for own in (model, other)]
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+
+
+def test_settings_of_the_reference_adapter_are_part_of_the_key(tmp_path, data, caplog):
+    """The same weights with another `lora_alpha` are another reference."""
+    for alpha in (8, 64):
+        model = get_peft_model(tiny.model(), LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"]))
+        torch.manual_seed(0)
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(value)
+        with caplog.at_level(logging.WARNING):
+            trainer_with(tmp_path, data, model=model)
+    assert "adapter config was" in caplog.text and "adapter was" not in caplog.text
+
+
+def test_full_and_lora_share_a_base_and_say_so(tmp_path, data, monkeypatch):
+    trainer_with(tmp_path, data)
+    monkeypatch.setattr(reference, "score_reference", None)
+    trainer_with(tmp_path, data, lora=True)
+
+
+def test_images_that_change_in_their_files_are_noticed(tmp_path, caplog):
+    path = tmp_path / "picture.png"
+    rows = [{**row, "images": [{"bytes": None, "path": str(path)}]} for row in tiny.rows(2)]
+    found = []
+    for seed in (1, 2):
+        tiny.picture(seed).save(path)
+        os.utime(path, (seed, seed))
+        data = Dataset.from_list(rows, features=tiny.dataset(1).features)
+        data = data.__class__(data.data, fingerprint="the same")
+        found.append(trainer_with(tmp_path, data).references.of(data))
+    assert abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_rows_of_a_transform_are_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="train_dataset has a transform"):
+        trainer_with(tmp_path, data.with_transform(lambda batch: batch))
+
+
+def test_no_dropout_in_the_pass(tmp_path, data):
+    values = []
+    for seed in (1, 2):
+        model = tiny.model()
+        model.config.text_config.attention_dropout = 0.5
+        for layer in model.model.language_model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        torch.manual_seed(seed)
+        monkey = trainer_with(tmp_path / str(seed), data.select(range(6)), model=model, disable_dropout=False)
+        values.append(monkey.references.of(monkey.train_dataset))
+        for folder in folders(tmp_path):
+            shutil.rmtree(folder)
+    np.testing.assert_array_equal(*values)
+
+
+def test_a_given_reference_model_is_used_and_let_go(tmp_path, data):
+    """Its values lie under its own key, nothing keeps it in memory, and data that come later are refused."""
+    other = tiny.model(1)
+    live = MFPOTrainer(
+        model=tiny.model(),
+        ref_model=copy.deepcopy(other),
+        args=MFPOConfig(output_dir=str(tmp_path / "live"), **CPU),
+        train_dataset=data,
+        processing_class=tiny.processor(),
+    )
+    for peft in (None, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])):
+        args = MFPOConfig(output_dir=str(tmp_path / "out"), **CPU, precompute_ref_log_probs=True)
+        given = copy.deepcopy(other)
+        trainer = MFPOTrainer(
+            model=tiny.model(),
+            ref_model=given,
+            args=args,
+            train_dataset=data,
+            processing_class=tiny.processor(),
+            peft_config=peft,
+        )
+        rows = [{**row, "row_number": n} for n, row in enumerate(data)]
+        expected = reference.score_reference(live, live.data_collator(rows), live.ref_model)
+        np.testing.assert_allclose(trainer.references.of(data), expected.detach(), rtol=1e-5, atol=1e-5)
+        gone = weakref.ref(given)
+        del given
+        gc.collect()
+        assert gone() is None
+        with pytest.raises(ValueError, match="no cached reference"):
+            trainer.evaluate(data.select([3, 4]))
 
 
 def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):

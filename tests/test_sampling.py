@@ -1,5 +1,7 @@
 """Pairs on the same image and prompt fall into one micro-batch, in the same order whenever and wherever it is asked."""
 
+import logging
+
 import pytest
 import tiny
 from datasets import Dataset
@@ -53,10 +55,16 @@ def test_rows_are_grouped_by_image_and_prompt():
 
 
 class Watching(MFPOTrainer):
-    """Keeps the number of branches of every micro-batch."""
+    """Keeps the number of branches and the rows of every micro-batch."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen, self.rows, collate = [], [], self.data_collator
+        self.data_collator = lambda rows: {**collate(rows), "rows": tuple(row["row_number"] for row in rows)}
 
     def _compute_loss(self, model, inputs, return_outputs):
-        self.seen = [*getattr(self, "seen", []), (len(inputs["pairs"]), len(inputs["branches"]))]
+        self.rows.append(inputs.pop("rows"))
+        self.seen.append((len(inputs["pairs"]), len(inputs["branches"])))
         return super()._compute_loss(model, inputs, return_outputs)
 
 
@@ -79,14 +87,47 @@ def test_a_shared_branch_is_scored_once(tmp_path):
 
 
 def test_resume_inside_of_the_second_epoch_sees_the_same_rows(tmp_path):
-    whole = trained(tmp_path / "whole", save_strategy="steps", save_steps=5)
-    again = trained(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-5"))
-    lines = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (whole, again)]
-    assert len(lines[0]) == 6 and lines[0] == pytest.approx(lines[1], rel=1e-5)
-    orders = [list(whole._get_train_sampler()), list(again._get_train_sampler())]
-    assert orders[0] == orders[1]
+    """Four batches an epoch; a run that stopped before the seventh goes on with the rows of the second epoch."""
+    whole = trained(tmp_path / "whole", save_strategy="steps", save_steps=6, max_steps=12)
+    again = trained(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-6"), max_steps=12)
+    assert again.rows == whole.rows[6:]
+    epochs = [whole.rows[n : n + 4] for n in (0, 4, 8)]
+    assert all(sorted(sum(epoch, ())) == list(range(12)) for epoch in epochs)
+    # Were the epochs alike in what is compared, nothing would be.
+    assert epochs[1][2:] != epochs[0][2:] and epochs[2] != epochs[1]
+
+
+@pytest.mark.parametrize("stored", ["paths", "bytes", "one path"])
+def test_images_are_told_apart_however_they_are_stored(tmp_path, stored):
+    files = []
+    for n in range(3):
+        tiny.picture(n).save(tmp_path / f"{n}.png")
+        path = tmp_path / f"{n}.png"
+        files.append(path.read_bytes() if stored == "bytes" else str(path))
+    rows = [{"prompt": "what?", "chosen": "a", "rejected": "b"} for _ in range(4)]
+    column = "image" if stored == "one path" else "images"
+    for n, row in enumerate(rows):
+        row[column] = files[n % 3] if column == "image" else [files[n % 3]]
+    assert prompt_groups(Dataset.from_list(rows)) == [0, 1, 2, 0]
+
+
+def test_grouping_that_shares_nothing_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trained(tmp_path, prefix_sharing="off", max_steps=1)
+    assert "nothing is shared between them: prefix_sharing='off'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        trained(tmp_path, per_device_train_batch_size=1, max_steps=1)
+    assert "per_device_train_batch_size is 1" in caplog.text
 
 
 def test_what_cannot_be_grouped_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="group_by_prompt=True needs a map-style data set"):
+        Watching(
+            model=tiny.model(),
+            args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "group_by_prompt": True, "max_steps": 1}),
+            train_dataset=pairs_on_shared_prompts().to_iterable_dataset(),
+            processing_class=tiny.processor(),
+        )
     with pytest.raises(ValueError, match="train_sampling_strategy='group_by_length'"):
         trained(tmp_path, train_sampling_strategy="group_by_length")

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -495,6 +498,30 @@ def test_iterable_data_sets(tmp_path):
     assert math.isfinite(trainer.evaluate()["eval_loss"])
     with pytest.raises(ValueError, match="swap.*map-style data set"):
         build(MFPOTrainer, {"max_steps": 3, "corruption": "swap"}, tmp_path, data=data)
+
+
+@pytest.mark.parametrize("sharing", ["auto", "off"])
+def test_a_stream_is_evaluated_like_its_rows(tmp_path, sharing):
+    """Also where only the evaluation data are a stream: accelerate would cut the tensors of its batches."""
+    trainer = build(MFPOTrainer, {"prefix_sharing": sharing, "max_steps": 1}, tmp_path)
+    data = tiny.dataset(4)
+    losses = [trainer.evaluate(own)["eval_loss"] for own in (data, data.to_iterable_dataset())]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_log_level_reaches_this_package(tmp_path):
+    """As users set it, in a process without other logging."""
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); import tiny; from test_trainer import CPU, MFPOConfig, MFPOTrainer\n"
+        "for level in ('passive', 'info'):\n"
+        f"    args = MFPOConfig(output_dir={str(tmp_path)!r}, log_level=level, **CPU)\n"
+        "    MFPOTrainer(tiny.model(), tiny.model(), args, train_dataset=tiny.dataset(2), processing_class=tiny.processor())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("Layout: packed row (llava with sdpa attention).") == 1
 
 
 def broken_data(number: int) -> Dataset:

@@ -137,6 +137,13 @@ def placed(trainer: DPOTrainer, model: Any) -> Any:
     return prepare_deepspeed(model, trainer.accelerator) if trainer.is_deepspeed_enabled else model
 
 
+def forget_reference_model(trainer: DPOTrainer) -> None:
+    """Let go of the reference model, which accelerate keeps as well."""
+    models = trainer.accelerator._models
+    models[:] = [model for model in models if model is not trainer.ref_model]
+    trainer.ref_model = None
+
+
 @contextmanager
 def reference_given(trainer: DPOTrainer) -> Iterator[None]:
     """Make TRL's loss take the reference log-probabilities from the batch, as it does with a precomputed reference."""
@@ -233,3 +240,11 @@ def _of_image(error: Exception) -> str:
     """Pillow's message, where it names an object in memory instead of what is wrong."""
     unknown = isinstance(error, UnidentifiedImageError)
     return "the file is empty, or no image of a known format" if unknown else str(error)
+
+
+def scored(model: PreTrainedModel, outputs: tuple[str, ...]) -> PreTrainedModel:
+    """The same model with TRL's fused LM head, for a `Replay` without a trainer; `outputs` out of `PER_TOKEN_OUTPUTS`."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model, outputs=outputs)
+    return model

@@ -22,11 +22,13 @@ from .packing import FLAT, PACKED_ROW, PACKED_ROWS
 @dataclass
 class EncodedPrompt:
     """A prompt with its images, as the processor encodes it: per-token tensors (T,) and image tensors; and what the
-    per-token tensors hold behind it, in completions, 0 where nothing is said."""
+    per-token tensors hold behind it, in completions, 0 where nothing is said. A prompt whose last token is an image's
+    cannot be `shared`: that token is repeated for every branch, and each of an image's tokens stands for a part of it."""
 
     tokens: dict[str, Tensor]
     vision: dict[str, Tensor]
     behind: dict[str, int] = field(default_factory=dict)
+    shared: bool = True
 
     @cached_property
     def identity(self) -> bytes:
@@ -141,7 +143,8 @@ def _groups(branches: Sequence[Branch], max_length: int | None) -> list[tuple[En
     groups: dict[Any, tuple[EncodedPrompt, dict[int, Tensor]]] = {}
     for number, branch in enumerate(branches):
         room = None if max_length is None else max_length - len(branch.prompt.tokens["input_ids"])
-        answers = groups.setdefault(branch.prompt.identity, (branch.prompt, {}))[1]
+        same = branch.prompt.identity if branch.prompt.shared else number
+        answers = groups.setdefault(same, (branch.prompt, {}))[1]
         answers[number] = torch.tensor(branch.completion[:room])
     return list(groups.values())
 

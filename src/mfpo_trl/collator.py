@@ -174,7 +174,9 @@ class MFPOCollator:
         if self.max_length is not None and shape[1] >= self.max_length:
             raise row_error(example, "prompt", self._too_long(tokens["input_ids"]))
         vision = {key: value for key, value in tensors.items() if key not in tokens}
-        return EncodedPrompt(tokens, vision, SUFFIXES.get(type(self.processor).__name__, {}))
+        image_ids = self.processor.tokenizer.convert_tokens_to_ids(list(image_tokens(self.processor)))
+        shared = not vision or int(tokens["input_ids"][-1]) not in image_ids
+        return EncodedPrompt(tokens, vision, SUFFIXES.get(type(self.processor).__name__, {}), shared)
 
     def _too_long(self, ids: Tensor) -> str:
         image_tokens = int((ids == getattr(self.processor, "image_token_id", -1)).sum())

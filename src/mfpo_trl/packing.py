@@ -13,6 +13,7 @@ Shapes: N branches, R rows, T tokens of a row, L labels, A axes of a position.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -84,30 +85,34 @@ def attend_by_group(attend: Callable[..., Tensor], table: Sequence[Span], query:
 
     Args:
         attend: (query, key, value, mask) -> (1, T', heads, D); a mask of None is a causal one, else (1, 1, T', S) bool.
-        table: the spans of the row.
+        table: the spans of the row, whose groups follow each other from its beginning.
         query, key, value: (1, heads, T, D).
 
     Returns:
         (1, T, heads, D); zero at padding.
     """
-    sizes = [(group[0][4], sum(span[2] for span in group)) for group in groups(table)]
+    grouped = groups(table)
+    sizes = [(group[0][4], sum(span[2] for span in group)) for group in grouped]
     padding = query.size(2) - sum(map(sum, sizes))
     # Split, not sliced: the gradient of a slice is a tensor as large as what it was cut from.
     queries = query.split([*(length for size in sizes for length in size), padding], dim=2)
     keys, values = (tensor.split([*map(sum, sizes), padding], dim=2) for tensor in (key, value))
     parts = []
-    for number, (group, (prefix, _)) in enumerate(zip(groups(table), sizes, strict=True)):
+    for number, (group, (prefix, _)) in enumerate(zip(grouped, sizes, strict=True)):
         key, value = keys[number], values[number]
         if prefix:
             parts.append(attend(queries[2 * number], key[:, :, :prefix], value[:, :, :prefix], None))
-        parts.append(attend(queries[2 * number + 1], key, value, _branches_mask(group, query.device)))
+        parts.append(attend(queries[2 * number + 1], key, value, _branches_mask(tuple(group), query.device)))
     if padding:
         parts.append(parts[-1].new_zeros(1, padding, *parts[-1].shape[2:]))
     return torch.cat(parts, dim=1)
 
 
-def _branches_mask(group: Sequence[Span], device: torch.device) -> Tensor:
-    """What the branches of a group see of their group, (1, 1, labels of the group, tokens of the group) bool."""
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _branches_mask(group: tuple[Span, ...], device: torch.device) -> Tensor:
+    """What the branches of a group see of their group, (1, 1, labels of the group, tokens of the group) bool; kept, because
+    every layer of a model asks for the same one."""
     first, prefix = group[0][3], group[0][4]
     total = sum(span[2] for span in group)
     mask = torch.zeros(total, prefix + total, dtype=torch.bool, device=device)
@@ -130,7 +135,8 @@ def multi_axis_positions(
         table: the spans of the batch.
         inputs: `input_ids` and `mm_token_type_ids`, (R, T), and what else `rope_index` reads.
     """
-    firsts = [group[0] for group in groups(table)]
+    grouped = groups(table)
+    firsts = [group[0] for group in grouped]
     width = max(prefix + length for _, _, length, _, prefix in firsts)
     device = inputs["input_ids"].device
     mask = torch.zeros(len(firsts), width, dtype=torch.long, device=device)
@@ -143,7 +149,7 @@ def multi_axis_positions(
     rest = {name: value for name, value in inputs.items() if name not in tokens}
     ordinary = rope_index(**tokens, **rest, attention_mask=mask)[0]
     positions = ordinary.new_zeros(ordinary.size(0), *inputs["input_ids"].shape)
-    for line, group in enumerate(groups(table)):
+    for line, group in enumerate(grouped):
         for row, start, length, first, prefix in group:
             positions[:, row, first : first + prefix] = ordinary[:, line, :prefix]
             steps = torch.arange(length, device=device)

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
@@ -25,13 +26,17 @@ from ._trl import NumberedRows, Replay, placed
 from .branches import has_branch, of_pairs, split_batch
 from .forward import unwrapped
 from .losses import BRANCHES
-from .rows import ROW_NUMBER
+from .rows import IMAGE_COLUMNS, ROW_NUMBER
+from .validation import is_stored
 
 logger = get_logger(__name__)
 
 VALUES = ("chosen", "rejected", "corrupted", "text_chosen", "text_rejected")
 """What is kept of a row: the summed log-probability of each branch, 0 where there is none, and of chosen and rejected also
 as TRL's loss weighs their tokens (`ld_alpha`)."""
+
+FORMAT = 2
+"""Counts the changes of this package after which the same rows get other values."""
 
 PART = 256
 """Rows of a part file; a pass that was killed loses no finished part."""
@@ -109,11 +114,11 @@ def _replace(path: Path, write: Any) -> None:
 
 
 def cache_folder(dataset: Dataset) -> Path:
-    """Beside the data set's own files, or, for one in memory, in the cache of `datasets`."""
+    """Beside the data set's own files, or, for one in memory, in a folder of its own in the cache of `datasets`."""
     files = dataset.cache_files
     if files and os.access(Path(files[0]["filename"]).parent, os.W_OK):
         return Path(files[0]["filename"]).parent
-    return Path(datasets.config.HF_DATASETS_CACHE) / "mfpo_trl"
+    return Path(datasets.config.HF_DATASETS_CACHE) / "mfpo_trl" / dataset._fingerprint
 
 
 def weights_digest(model: nn.Module, adapters: Iterable[str] = ()) -> tuple[str, str]:
@@ -131,6 +136,7 @@ def weights_digest(model: nn.Module, adapters: Iterable[str] = ()) -> tuple[str,
         owner = next((adapter for adapter in adapters if f".{adapter}." in f"{name}."), None)
         if isinstance(value, Tensor) and owner in (None, "ref"):
             digest = own if owner is None else reference
+            name = name.replace(".base_layer.", ".")  # where an adapter has wrapped a layer
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return own.hexdigest(), reference.hexdigest()
@@ -140,11 +146,42 @@ def processor_digest(processor: Any) -> str:
     """Of everything but the chat template: the tokenizer with its added tokens, and the settings."""
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    words = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    # A call with padding or truncation leaves them behind in the tokenizer.
     settings = processor.to_dict() | {"special": tokenizer.special_tokens_map, "chat_template": None}
     image_processor = getattr(processor, "image_processor", None)
     settings["image_processor"] = image_processor.to_dict() if image_processor is not None else None
-    return text_digest(words + json.dumps(settings, sort_keys=True, default=str))
+    return settings_digest([{**words, "padding": None, "truncation": None}, settings])
+
+
+def settings_digest(settings: Any) -> str:
+    """A short name of nested settings, the same in every process."""
+
+    def plain(value: Any) -> Any:
+        return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
+
+    return text_digest(json.dumps(settings, sort_keys=True, default=plain))
+
+
+def files_digest(dataset: Dataset) -> str:
+    """Of the size and the time of every image that a data set keeps as a path: its fingerprint knows the path only."""
+    digest = hashlib.blake2b(digest_size=12)
+    for column in IMAGE_COLUMNS:
+        if column in dataset.column_names:
+            for batch in dataset.select_columns(column).with_format("arrow").iter(1024):
+                for path in _paths(batch[column].combine_chunks()):
+                    found = os.stat(path) if os.path.exists(path) else None
+                    digest.update(f"{path} {found and (found.st_size, found.st_mtime_ns)}".encode())
+    return digest.hexdigest()
+
+
+def _paths(images: pa.Array) -> list[str]:
+    """The paths of images without bytes, in a column of images or of lists of them."""
+    if pa.types.is_list(images.type) or pa.types.is_large_list(images.type):
+        return _paths(images.flatten())
+    if pa.types.is_struct(images.type) and {"bytes", "path"} <= {own.name for own in images.type}:
+        images = images.field("path").filter(images.field("bytes").is_null())
+    return images.drop_null().to_pylist() if pa.types.is_string(images.type) else []
 
 
 def text_digest(text: str) -> str:
@@ -167,6 +204,11 @@ def check_cacheable(named: Mapping[str, Any], collator: Any) -> None:
             raise ValueError(
                 "precompute_ref_log_probs=True needs map-style data sets, whose rows can be found again; "
                 f"{name} is a {type(dataset).__name__}"
+            )
+        if not is_stored(dataset):
+            raise ValueError(
+                f"precompute_ref_log_probs=True needs rows that stay as they are; {name} has a transform, which may make "
+                "another row of the same one. Apply it with `map`, or set precompute_ref_log_probs=False"
             )
     if collator is not None:
         raise ValueError("precompute_ref_log_probs=True with images needs the collator of MFPOTrainer")
@@ -198,7 +240,20 @@ class References:
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self._values: dict[str, np.ndarray] = {}
-        self._model: Any = None
+
+    @cached_property
+    def model(self) -> Any:
+        """What is run: the reference model, or the policy."""
+        return self.trainer.ref_model or placed(self.trainer, self.trainer.model)
+
+    @cached_property
+    def _weights(self) -> list[tuple[str, str]]:
+        """The digests of all ranks, taken once: hashing many gigabytes takes a minute."""
+        return sorted(set(gather_object([weights_digest(*_reference_weights(self.trainer))])))
+
+    def release(self) -> None:
+        """Let go of a reference model that is no longer needed."""
+        self.__dict__.pop("model", None)
 
     def of(self, dataset: Dataset) -> np.ndarray | None:
         """(rows, 5) float32, the columns are `VALUES`; None for a data set that was not added."""
@@ -219,35 +274,27 @@ class References:
             size = args.per_device_train_batch_size
         self._values[dataset._fingerprint] = self._cached(name, dataset, args.precompute_ref_batch_size or size)
 
-    def _scorer(self) -> Any:
-        if self._model is None:
-            self._model = self.trainer.ref_model or placed(self.trainer, self.trainer.model)
-        return self._model
-
     def _cached(self, name: str, dataset: Dataset, batch_size: int) -> np.ndarray:
-        trainer, accelerator = self.trainer, self.trainer.accelerator
-        weights = gather_object([weights_digest(*_reference_weights(trainer))])
-        cache = ReferenceCache(cache_folder(dataset), _key(trainer, dataset, name, sorted(set(weights))), len(dataset))
+        key = _key(self.trainer, dataset, name, self._weights)
+        cache = ReferenceCache(cache_folder(dataset), key, len(dataset))
         # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
-        plan = [(cache.missing(), cache.changes())] if accelerator.is_main_process else [None]
-        missing, changes = broadcast_object_list(plan, from_process=0)[0]
+        missing, changes = _on_main(lambda: (cache.missing(), cache.changes()))
         if changes:
             logger.warning(f"The reference of {name} is computed again: {'; '.join(changes)}.")
         if missing:
             results = self._score(name, dataset, missing, batch_size)
-            if accelerator.is_main_process:
+            if self.trainer.accelerator.is_main_process:
                 cache.store(results)
             else:
                 for _ in results:
                     pass
         else:
             logger.info(f"The reference of {name} is taken from {cache.folder}.")
-        values = [cache.read()] if accelerator.is_main_process else [None]
-        return broadcast_object_list(values, from_process=0)[0]
+        return _on_main(cache.read)
 
     def _score(
         self, name: str, dataset: Dataset, rows: list[int], batch_size: int
-    ) -> Iterator[tuple[np.ndarray, ...]]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 5) of all."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         args = trainer.args
@@ -266,13 +313,30 @@ class References:
             desc=f"Reference log-probabilities of {name}",
             disable=not accelerator.is_local_main_process or args.disable_tqdm,
         )
-        model = self._scorer()
+        training = self.model.training
+        # Dropout would freeze one draw of it into the cache.
+        self.model.eval()
         with bar:
             for numbers, batch in loader:
-                values = score_reference(trainer, batch, model)
+                values = score_reference(trainer, batch, self.model)
                 numbers, values = accelerator.gather_for_metrics((numbers, values))
                 bar.update(len(numbers))
                 yield numbers.cpu().numpy(), values.float().cpu().numpy()
+        self.model.train(training)
+
+
+def _on_main(read: Callable[[], Any]) -> Any:
+    """What the main process reads, on every rank; where it fails, it fails on all of them."""
+    found: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0] = read()
+        except Exception as error:
+            found[1] = error
+    value, error = broadcast_object_list(found, from_process=0)
+    if error is not None:
+        raise error
+    return value
 
 
 def _collate_numbered(collator: Any, examples: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -289,18 +353,35 @@ def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str
     args, processor, collator = trainer.args, trainer.processing_class, trainer.data_collator
     images = collator.dispreferred
     donors = trainer.train_dataset._fingerprint if images.corruption == "swap" else None
-    recipe = [images.corruption, dict(images.kwargs), images.region, images.seed, donors]
+    model = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
+    adapter = getattr(model, "peft_config", {}).get("ref")
     return {
         "dataset": name,
         "data": dataset._fingerprint,
+        "images in files": files_digest(dataset),
         "model weights": " ".join(own for own, _ in weights),
+        "model config": settings_digest(_lasting(unwrapped(model).config.to_dict())),
         "adapter": " ".join(reference for _, reference in weights),
+        "adapter config": settings_digest(adapter and adapter.to_dict()),
         "processor": processor_digest(processor),
         "chat template": text_digest(str(processor.chat_template)),
-        "corruption": json.dumps(recipe, sort_keys=True, default=str),
+        "corruption": images.corruption,
+        "corruption_kwargs": json.dumps(dict(images.kwargs), sort_keys=True, default=str),
+        "corruption_region": images.region,
+        "corruption_seed": str(images.seed),
+        "images to swap in": str(donors),
         "max_length": str(args.max_length),
         "add_eos": str(args.add_eos),
         "ld_alpha": str(args.ld_alpha),
         "branches": " ".join(collator.branches),
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
+        "format": str(FORMAT),
     }
+
+
+def _lasting(config: Any) -> Any:
+    """A model's configuration without what changes no number: names, versions, and what generation reads."""
+    passing = ("_name_or_path", "transformers_version", "use_cache", "attn_implementation", "_attn_implementation")
+    if isinstance(config, dict):
+        return {key: _lasting(value) for key, value in config.items() if key not in passing}
+    return config

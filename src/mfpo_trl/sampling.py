@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from torch.utils.data import Sampler
 
 from .config import MFPOConfig
 from .rows import without_none
 from .validation import is_stored
+
+HEAD = 4096
+"""Bytes of a stored image that tell it from others."""
 
 LOOK_AHEAD = 256
 """How many groups are tried for the rest of a batch before a group is cut in two."""
@@ -28,18 +33,35 @@ def prompt_groups(dataset: Dataset) -> list[int]:
     if "prompt" not in columns:
         return list(range(len(dataset)))
     for table in dataset.select_columns(columns).with_format("arrow").iter(256):
-        for row in table.to_pylist():
-            groups.append(numbers.setdefault(_digest(row), len(numbers)))
+        images = [_names(table[name].combine_chunks()) for name in columns if name != "prompt"]
+        for prompt, *names in zip(table["prompt"].to_pylist(), *images, strict=True):
+            text = json.dumps([without_none(prompt), names], sort_keys=True, default=str)
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            groups.append(numbers.setdefault(digest, len(numbers)))
     return groups
 
 
-def _digest(row: dict[str, Any]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps(without_none(row["prompt"]), sort_keys=True).encode())
-    for image in [row.get("image"), *(row.get("images") or [])]:
-        stored = image or {}
-        digest.update(stored.get("bytes") or f"path {stored.get('path')}".encode())
-    return digest.digest()
+def _names(images: pa.Array) -> list[Any]:
+    """What tells stored images apart, an entry for each row: path, length and the beginning of the bytes.
+
+    No more of them, because they would all be read from the disk; images that are wrongly taken for the same come into
+    one batch, where they are compared.
+    """
+    if pa.types.is_list(images.type) or pa.types.is_large_list(images.type):
+        names = iter(_names(images.flatten()))
+        lengths = pc.fill_null(pc.list_value_length(images), 0).to_pylist()
+        return [[next(names) for _ in range(length)] for length in lengths]
+    if not pa.types.is_struct(images.type):
+        return images.to_pylist() if pa.types.is_string(images.type) else _heads(images)
+    heads = _heads(images.field("bytes"))
+    return [head or path for head, path in zip(heads, images.field("path").to_pylist(), strict=True)]
+
+
+def _heads(data: pa.Array) -> list[Any]:
+    if not (pa.types.is_binary(data.type) or pa.types.is_large_binary(data.type)):
+        return data.to_pylist()
+    lengths, heads = pc.binary_length(data).to_pylist(), pc.binary_slice(data, 0, HEAD).to_pylist()
+    return [head and (length, head) for length, head in zip(lengths, heads, strict=True)]
 
 
 def keep_together(order: Sequence[int], groups: Sequence[int], batch_size: int) -> list[int]:

@@ -1,5 +1,6 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
+import logging
 import os
 import textwrap
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from .packing import FLAT
 from .reference import References, check_cacheable, score_reference
 from .rows import COLUMNS
 from .sampling import grouped_sampler
-from .validation import check_dataset, has_images, image_tokens
+from .validation import check_dataset, has_images, image_tokens, is_stored
 
 logger = get_logger(__name__)
 
@@ -93,6 +94,9 @@ class MFPOTrainer(DPOTrainer):
     ):
         _trl.check_contract()
         args = _as_mfpo_config(args, model)
+        _follow_log_level(args)
+        if args.group_by_prompt and not isinstance(train_dataset, Dataset):
+            raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
         evaluations = dict(_named_evaluations(eval_dataset))
         cached = args.precompute_ref_log_probs and _has_image_column(train_dataset)
         if cached:
@@ -102,9 +106,14 @@ class MFPOTrainer(DPOTrainer):
                 "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
                 "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
             )
+        if args.accelerator_config.dispatch_batches is None and _has_image_column(train_dataset):
+            # Sent from rank 0, the tensors of a stream's batch are cut to the length of the first one.
+            args.accelerator_config.dispatch_batches = False
         for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
             check_dataset(dataset, name, image_tokens(processing_class))
         self.references = References(self) if cached else None
+        # A reference model that was given is gone once the data sets are scored.
+        self._reference_given = ref_model is not None
         self._has_adapter = peft_config is not None or isinstance(model, PeftModel)
         # TRL refuses images where it reads this first, and loads no reference model where it reads it later.
         args.precompute_ref_log_probs = args.precompute_ref_log_probs and not cached
@@ -139,10 +148,16 @@ class MFPOTrainer(DPOTrainer):
             prepare(self.accelerator.unwrap_model(model), packed=self.layout.name != FLAT)
         (logger.warning if self._downgraded() else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         self._say_what_is_left_out()
+        if args.group_by_prompt and (self.layout.name == FLAT or args.per_device_train_batch_size == 1):
+            why = self.layout.reason if self.layout.name == FLAT else "per_device_train_batch_size is 1"
+            logger.warning(f"group_by_prompt=True orders the rows but nothing is shared between them: {why}.")
         if cached:
+            if not self.layout.proven:
+                self.layout = proven(self.layout, self, self.references.model)
             for name, dataset in (("train_dataset", self.train_dataset), *_named_evaluations(self.eval_dataset)):
                 self.references.add(name, dataset)
-            self.ref_model = None
+            self.references.release()
+            _trl.forget_reference_model(self)
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -215,7 +230,7 @@ class MFPOTrainer(DPOTrainer):
     def _compute_loss(self, model, inputs, return_outputs):
         has_tables = "pairs" in inputs
         if "prefixes" in inputs and not self.layout.proven:
-            self.layout = proven(self.layout, self)
+            self.layout = proven(self.layout, self, self.model)
         if not has_tables:
             inputs = from_preference_batch(inputs)
         cached = inputs.get("ref_logps")
@@ -257,7 +272,7 @@ class MFPOTrainer(DPOTrainer):
         return dict(zip(BRANCHES, cached, strict=False))
 
     def _live_reference(self):
-        if self.references is not None and self.ref_model is None and not self._has_adapter:
+        if self.references is not None and (self._reference_given or not self._has_adapter):
             raise ValueError(
                 "a data set has no cached reference, and with precompute_ref_log_probs=True no reference model is kept; "
                 "give it as `eval_dataset` when the trainer is built, or set precompute_ref_log_probs=False"
@@ -267,8 +282,9 @@ class MFPOTrainer(DPOTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """TRL's, with the reference of a data set that the trainer has not seen computed first where that is possible."""
         if self.references is not None and not isinstance(eval_dataset, str | None):
+            can = not self._reference_given and (self._has_adapter or self.state.global_step == 0)
             for name, dataset in _named_evaluations(eval_dataset):
-                if isinstance(dataset, Dataset) and (self._has_adapter or self.state.global_step == 0):
+                if can and isinstance(dataset, Dataset) and is_stored(dataset):
                     self.references.add(name, dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -346,6 +362,16 @@ def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     if isinstance(args, DPOConfig):
         return MFPOConfig.from_dpo_config(args)
     raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
+
+
+def _follow_log_level(args: DPOConfig) -> None:
+    """Show what this package logs where `log_level` asks for it, as transformers does for its own."""
+    if args.log_level == "passive":
+        return
+    package = logging.getLogger(__package__)
+    package.setLevel(args.get_process_log_level())
+    if not package.handlers and not logging.getLogger().handlers:
+        package.addHandler(logging.StreamHandler())
 
 
 def _has_image_column(dataset: Any) -> bool:
