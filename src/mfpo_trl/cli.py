@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .data.command import add_build, add_preview, with_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,6 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train import main as train
 
         return train(argv[1:])
+    if argv[:1] == ["build"]:
+        try:
+            argv = ["build", *with_recipe(argv[1:])]
+        except ValueError as error:
+            print(f"mfpo build: error: {error}", file=sys.stderr)
+            return 1
     args = build_parser().parse_args(argv)
     return args.run(args)
 
@@ -42,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--ablation", action="store_true", help="also train DPO + anchor, which is MFPO without its image term"
     )
     demo.set_defaults(run=_demo)
+
+    add_build(commands)
+    add_preview(commands)
 
     commands.add_parser(
         "train",

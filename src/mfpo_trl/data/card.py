@@ -1,0 +1,103 @@
+"""The card of a built data set, and its way to the Hub."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .parts import replace
+
+PAPER = """\
+@inproceedings{jiang2025modality,
+    title     = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
+    author    = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
+    year      = 2025,
+    booktitle = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
+    url       = {https://arxiv.org/abs/2410.15334}
+}"""
+
+# Without `configs`: the names of the parts say what they are, and with them `datasets` would take two folders of the same name
+# for the same data set, and give the cached rows of one for the other.
+HEAD = """\
+---
+tags:
+- mfpo
+- preference
+- vision-language
+task_categories:
+- image-text-to-text
+---
+"""
+
+
+def card(options: Any, report: Mapping[str, Any]) -> str:
+    """The text of `README.md`: what was built from what, how, with which counts, and what to cite."""
+    name = options.dataset if not options.dataset.startswith(("/", ".", "~")) else "a local data set"
+    kept = {key: value for key, value in report["options"].items() if key not in ("dataset", "image_root", "version")}
+    quantiles = ", ".join(f"{key}: {value:.1%}" for key, value in report["mask_area_quantiles"].items())
+    return f"""{HEAD}
+# Image-preference data, built from {name}
+
+Preference rows whose dispreferred image differs from the original only in the key regions of the chosen answer, built by
+mfpo_trl {report["options"]["version"]} with `mfpo build`.
+
+| | |
+|---|---|
+| rows of the source | {report["rows_in"]} |
+| rows | {report["rows_out"]}, {report["with_images"]} of them with images |
+| rejected | {report["rejected"]} |
+| nothing grounded, so that the whole image is corrupted | {report["grounding_failure_rate"]:.1%} of the rows with images |
+| share of the image under the regions, quantiles | {quantiles or "-"} |
+| key words a row | {report["keywords_per_row"]:.1f} |
+
+`key_regions` are COCO run-length encodings, one list for each image, with the phrase that was grounded and its score.
+`corruption` is the recipe of the dispreferred image; `rejected_images`, where the column is there, are those images as PNG.
+Images are the bytes of the source. `stage` is 0 for the easiest third by `difficulty`.
+
+## Options
+
+```json
+{json.dumps(kept, indent=2, default=str)}
+```
+
+## Licence
+
+The images and texts are those of the source, under the licence of the source; read its card before you share them.
+
+## Citation
+
+```bibtex
+{PAPER}
+```
+"""
+
+
+def write_card(options: Any, report: Mapping[str, Any]) -> None:
+    """Write `README.md` into the data set's folder, and push the data set where that is asked for.
+
+    Raises:
+        RuntimeError: the Hub did not take it; the folder is complete.
+    """
+    text = card(options, report)
+    replace(options.output / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
+    if options.push_to_hub:
+        push(options)
+
+
+def push(options: Any) -> None:
+    """Upload the data set's rows, card and report to the Hub."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(options.push_to_hub, repo_type="dataset", exist_ok=True)
+        api.upload_folder(
+            repo_id=options.push_to_hub,
+            repo_type="dataset",
+            folder_path=options.output,
+            allow_patterns=["data/*.parquet", "README.md", "report.json"],
+            commit_message="Image-preference data built with mfpo_trl",
+        )
+    except Exception as error:
+        raise RuntimeError(
+            f"the data set is complete in {options.output}, but the Hub did not take it: {error}"
+        ) from error

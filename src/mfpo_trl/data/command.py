@@ -1,0 +1,159 @@
+"""`mfpo build` and `mfpo preview` on the command line."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CORRUPTIONS = ("diffusion", "crop", "mean", "black", "blur")
+KEYWORD_OPTIONS = ("top_k", "phi", "gamma", "lambda_", "damping", "variant")
+
+
+def add_build(commands: Any) -> None:
+    """Add `build` to the commands of a parser."""
+    parser = commands.add_parser(
+        "build",
+        help="make image-preference data from a text-preference data set",
+        description="Find what the chosen answers speak of, find it in the images, and build a data set whose dispreferred "
+        "images differ from the originals only there. Run it again after a kill: finished parts stay.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, help="a YAML recipe with these options as keys")
+    source = parser.add_argument_group("source")
+    source.add_argument("--dataset", help="an id on the Hub, a folder, or a parquet, .json or .jsonl file")
+    source.add_argument(
+        "--source", default="auto", help="the publisher's convention; auto recognises it by its columns"
+    )
+    source.add_argument("--split", default="train")
+    source.add_argument("--image-root", type=Path, help="the folder that image paths are relative to")
+    source.add_argument("--limit", type=int, help="only the first rows of the source")
+    words = parser.add_argument_group("key words")
+    words.add_argument("--top-k", type=int, default=5, help="key words of an answer")
+    words.add_argument("--phi", type=float, default=argparse.SUPPRESS, help="exponent of the distance between words")
+    words.add_argument(
+        "--gamma", type=float, default=argparse.SUPPRESS, help="weight of the similarity of word vectors"
+    )
+    words.add_argument("--lambda_", type=float, default=argparse.SUPPRESS, help="decay with the position of a word")
+    words.add_argument("--damping", type=float, default=argparse.SUPPRESS, help="of PageRank")
+    words.add_argument("--variant", choices=("mfpo", "multipartite"), default="mfpo")
+    words.add_argument("--tagger", help="a spaCy model for noun chunks; without, words are told by lists")
+    regions = parser.add_argument_group("regions")
+    regions.add_argument(
+        "--grounder",
+        default="grounding-dino-sam",
+        help="grounding-dino-sam, owlv2-sam, clipseg, sam3, column (the row's own), random, none, or package.module:function",
+    )
+    regions.add_argument("--grounder-model", help="its weights, where not the default")
+    regions.add_argument("--segmenter-model", help="the weights of SAM, where not the default")
+    images = parser.add_argument_group("dispreferred images")
+    images.add_argument("--corruption", choices=CORRUPTIONS, default="diffusion")
+    images.add_argument("--schedule", default="vcd_sigmoid", help="of the noise")
+    images.add_argument("--step", type=int, default=500, help="of the noise, 0 to 999")
+    images.add_argument(
+        "--resolution", type=int, default=336, help="shorter side, in pixels, at which the model sees images"
+    )
+    images.add_argument("--seed", type=int, default=0)
+    images.add_argument("--materialize", action="store_true", help="store the dispreferred images too, as PNG")
+    hard = parser.add_argument_group("difficulty")
+    hard.add_argument(
+        "--difficulty", help="nll (the default with --model), token-entropy, semantic-entropy, mask-area or none"
+    )
+    hard.add_argument("--model", help="the policy, which measures difficulty")
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--output", type=Path, help="folder of the data set")
+    how.add_argument("--batch-size", type=int, default=8)
+    how.add_argument("--part-rows", type=int, default=512, help="rows of the source in a part file")
+    how.add_argument("--num-proc", type=int, default=1, help="processes, or Ray actors, of this machine")
+    how.add_argument("--engine", choices=("local", "ray"), default="local")
+    how.add_argument("--shards", type=int, default=1, help="jobs that build this data set together, on a shared disk")
+    how.add_argument("--shard-index", type=int, default=0, help="which of them this is, from 0")
+    how.add_argument("--device", help="of the models; a GPU where there is one")
+    how.add_argument("--push-to-hub", metavar="REPO", help="upload the finished data set")
+    parser.set_defaults(run=_build)
+
+
+def add_preview(commands: Any) -> None:
+    """Add `preview` to the commands of a parser."""
+    parser = commands.add_parser(
+        "preview",
+        help="look at rows of a built data set",
+        description="Draw rows of a built data set: image with its regions, dispreferred image, texts, difficulty.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="the output of mfpo build")
+    parser.add_argument("--n", type=int, default=16, help="rows")
+    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="a .png or a self-contained .html")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.set_defaults(run=_preview)
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from .preview import preview
+
+    try:
+        print(preview(args.folder, args.n, args.output, args.seed))
+    except (ValueError, OSError) as error:
+        print(f"mfpo preview: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    try:
+        from .build import BuildOptions, run
+        from .keywords import KeywordOptions
+
+        for name in ("dataset", "output"):
+            if getattr(args, name) is None:
+                raise ValueError(f"--{name} is missing; give it here or in the recipe")
+        given = {name: value for name, value in vars(args).items() if name not in ("run", "config")}
+        words = {name: given.pop(name) for name in KEYWORD_OPTIONS if name in given}
+        run(BuildOptions(**given, keywords=KeywordOptions(**words)))
+    except KeyboardInterrupt:
+        print("mfpo build: stopped; finished parts are kept, the same command goes on.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"mfpo build: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def with_recipe(argv: Sequence[str]) -> list[str]:
+    """The arguments of `mfpo build`, with the options of its `--config` before them, where they lose against them.
+
+    Raises:
+        ValueError: a recipe that is none, or has a key that is no option.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return list(argv)
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"the recipe {path} cannot be read: {error}") from error
+    if not isinstance(recipe, Mapping):
+        raise ValueError(f"the recipe {path} holds a {type(recipe).__name__}; expected keys and values")
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_build(commands)
+    names = {
+        action.dest: action for action in commands.choices["build"]._actions if action.dest not in ("help", "config")
+    }
+    arguments: list[str] = []
+    for name, value in recipe.items():
+        action = names.get(name.replace("-", "_"))
+        if action is None:
+            near = difflib.get_close_matches(name.replace("-", "_"), names, 1)
+            raise ValueError(
+                f"the recipe {path}: unknown key {name!r}{f', did you mean {near[0]!r}?' if near else ''}"
+            )
+        if action.nargs == 0:
+            arguments += [action.option_strings[0]] if value else []
+        elif value is not None:
+            arguments.append(f"{action.option_strings[0]}={value}")
+    return [*arguments, *argv]

@@ -1,0 +1,203 @@
+"""The stages of a build between source and storage, each from a batch of rows to the same rows with more in them.
+
+A row in flight has the columns of `parts.features`, its decoded `pictures`, and, where it could not be used, is gone from the
+batch: `Rejected` carries why. Shapes: H, W of a picture.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..dispreferred import DispreferredImages, check_rejected_images
+from ..regions import encode_rle, region_mask, regions_per_image
+from ..rows import check_answers, load_images, plain_text
+from .keywords import KeywordOptions, keywords
+from .reading import image_bytes
+from .sources import IMAGE, convert
+
+Row = dict[str, Any]
+
+
+class Rejected(Exception):
+    """A row that cannot be used, and why."""
+
+
+class Read:
+    """A row as published -> rows of our schema, their images read, decoded and untouched.
+
+    Args:
+        source: a name in `sources.SOURCES`.
+        roots: where image paths may lead (`reading.image_roots`).
+    """
+
+    def __init__(self, source: str, roots: Sequence[Path]):
+        self.source, self.roots = source, roots
+
+    def __call__(self, raw: Mapping[str, Any] | Exception, number: int) -> list[Row | Rejected]:
+        """The rows that source row `number` holds, or why it, or one of them, cannot be used."""
+        if isinstance(raw, Exception):
+            return [Rejected(str(raw))]
+        try:
+            rows = convert(raw, self.source)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return [Rejected(str(error))]
+        for position, row in enumerate(rows):
+            row.setdefault("id", f"row {number}" if len(rows) == 1 else f"row {number}-{position}")
+        return [self._checked(row) for row in rows]
+
+    def _checked(self, row: Row) -> Row | Rejected:
+        try:
+            check_answers(row)
+            if not plain_text(row["prompt"]).strip():
+                raise ValueError("field 'prompt' is empty; there is nothing to answer")
+            for field in ("chosen", "rejected"):
+                if IMAGE in plain_text(row[field]):
+                    raise ValueError(f"field {field!r} holds a literal {IMAGE!r}; an answer cannot hold an image")
+            for column in ("images", "rejected_images"):
+                if row.get(column) is not None:
+                    row[column] = [self._image(value, column) for value in row[column]]
+            row["pictures"] = load_images(row, "image")
+            check_rejected_images(row, len(row["images"]))
+            load_images(row, "rejected_image")
+        except (ValueError, OSError) as error:
+            return Rejected(str(error))
+        return {**row, "id": str(row["id"])}
+
+    def _image(self, value: Any, column: str) -> dict[str, Any]:
+        try:
+            return image_bytes(value, self.roots)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"field {column!r}: {error}") from error
+
+
+class Keywords:
+    """Puts `keywords`, best first, into rows that bring none.
+
+    Args:
+        options: of the ranking.
+        vectors, tagger: as `keywords.keywords` takes them.
+    """
+
+    def __init__(self, options: KeywordOptions, vectors: Any = None, tagger: Any = None):
+        self.options, self.vectors, self.tagger = options, vectors, tagger
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        for row in rows:
+            if row.get("keywords") is None:
+                found = keywords(plain_text(row["chosen"]), self.options, self.vectors, self.tagger)
+                row["keywords"] = [keyword.phrase for keyword in found]
+        return rows
+
+
+class Regions:
+    """Puts `key_regions`, `grounded` and `mask_area` (share of the pictures' area) into rows.
+
+    A row's own regions are kept. A row where no phrase is found anywhere gets no region, which means the whole image, and
+    is marked by `grounded` = False.
+
+    Args:
+        grounder: a `grounding.Grounder`; None takes the rows' own regions only.
+    """
+
+    def __init__(self, grounder: Any = None):
+        self.grounder = grounder
+
+    def __call__(self, rows: list[Row]) -> list[Row | Rejected]:
+        grounded = self._ground([row for row in rows if not row.get("key_regions") and row["pictures"]])
+        return [self._with_regions(row, grounded.get(id(row))) for row in rows]
+
+    def _ground(self, rows: list[Row]) -> dict[int, list]:
+        """What the grounder finds, a list of regions for each picture of a row."""
+        if self.grounder is None or not rows:
+            return {}
+        pictures = [picture for row in rows for picture in row["pictures"]]
+        phrases = [row["keywords"] for row in rows for _ in row["pictures"]]
+        found = iter(self.grounder.ground(pictures, phrases))
+        return {
+            id(row): [[(one.mask, one.phrase, one.score) for one in next(found)] for _ in row["pictures"]]
+            for row in rows
+        }
+
+    def _with_regions(self, row: Row, masks: list | None) -> Row | Rejected:
+        if masks is None:
+            try:
+                own = regions_per_image(row.get("key_regions"), len(row["pictures"]))
+                masks = [
+                    [(_mask(region, picture), *_words(region)) for region in regions]
+                    for regions, picture in zip(own, row["pictures"], strict=True)
+                ]
+            except (ValueError, TypeError, OSError) as error:
+                return Rejected(f"field 'key_regions': {error}")
+        row["key_regions"] = [
+            [{"rle": encode_rle(mask), "phrase": phrase, "score": score} for mask, phrase, score in regions]
+            for regions in masks
+        ]
+        row["grounded"] = any(map(len, masks))
+        covered = [np.logical_or.reduce([mask for mask, *_ in own]).sum() if own else 0 for own in masks]
+        pixels = sum(picture.width * picture.height for picture in row["pictures"])
+        row["mask_area"] = float(sum(covered) / pixels) if row["grounded"] else 1.0
+        return row
+
+
+def _mask(region: Any, picture: Image.Image) -> np.ndarray:
+    return region_mask([region], picture.height, picture.width)
+
+
+def _words(region: Any) -> tuple[str | None, float | None]:
+    region = region if isinstance(region, Mapping) else {}
+    return region.get("phrase", region.get("label")), region.get("score")
+
+
+class Corrupt:
+    """Writes the recipe of the dispreferred images into rows, and, where asked, the images as PNG.
+
+    Args:
+        dispreferred: makes them.
+        materialize: store `rejected_images`; a row's own are kept as they are.
+    """
+
+    def __init__(self, dispreferred: DispreferredImages, materialize: bool):
+        self.dispreferred, self.materialize = dispreferred, materialize
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        made = self.dispreferred
+        recipe = {"corruption": made.corruption, "kwargs": dict(made.kwargs), "seed": made.seed}
+        for row in rows:
+            given = row.get("rejected_images") is not None
+            recipe_ = {"corruption": "none"} if given else {**recipe, "region": "key" if row["grounded"] else "global"}
+            row["corruption"] = json.dumps(recipe_, sort_keys=True)
+            if self.materialize and not given:
+                images = made(row, row["pictures"])
+                row["rejected_images"] = [{"bytes": _png(image), "path": None} for image in images]
+        return rows
+
+
+def _png(image: Image.Image) -> bytes:
+    """Noise does not compress: more effort would cost time and save nothing."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+class Score:
+    """Puts `difficulty` into rows that bring none.
+
+    Args:
+        score: a `difficulty.Scorer`; None leaves it empty.
+    """
+
+    def __init__(self, score: Callable[[Sequence[Mapping[str, Any]]], list[float]] | None):
+        self.score = score
+
+    def __call__(self, rows: list[Row]) -> list[Row | Rejected]:
+        todo = [row for row in rows if row.get("difficulty") is None]
+        if self.score is not None and todo:
+            inputs = [{**row, "images": row["pictures"]} for row in todo]
+            for row, value in zip(todo, self.score(inputs), strict=True):
+                row["difficulty"] = float(value)
+        return rows
