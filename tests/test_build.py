@@ -151,15 +151,80 @@ def test_a_killed_build_goes_on(source, built, tmp_path):
     command += ["--difficulty=mask-area", "--part-rows=8", "--materialize", f"--output={tmp_path / 'set'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     work = tmp_path / "set" / "build"
-    while len(list(work.glob("part-*.parquet"))) < 2 and process.poll() is None:
+    while len(list(work.glob("part-*.json"))) < 2 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in work.glob("part-*.parquet")}
+    before = list(work.glob("part-*.json"))
     pipeline = Pipeline(options(source, tmp_path / "set", materialize=True))
     assert not contents(tmp_path / "set") and set(pipeline.parts.missing()) == set(range(5)) - set(range(len(before)))
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert contents(tmp_path / "set") == contents(built) and len(before) >= 2
+
+
+def test_a_killed_end_leaves_nothing_in_the_way(source, built, tmp_path):
+    """A process that died while it gave parts their names leaves a half file, which `datasets` never sees."""
+    folder = run(options(source, tmp_path / "set", materialize=True))
+    final = sorted(folder.glob("data/*.parquet"))
+    final[0].rename(folder / "build" / "part-00000.parquet")
+
+    def dies(path):
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        parts_module.replace(final[0], dies, folder / "build")
+    os.waitpid(child, 0)
+    assert [path.name for path in folder.glob("data/*")] == [path.name for path in final[1:]] or len(final) == 5
+    run(options(source, tmp_path / "set", materialize=True))
+    assert contents(folder) == contents(built) and len(list(folder.glob("data/*"))) == 5
+    assert len(load_dataset(str(folder), split="train")) == 40
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ({"difficulty": "hard"}, "field 'difficulty' is 'hard'"),
+        ({"difficulty": [1]}, "field 'difficulty' is [1]"),
+        ({"keywords": [1]}, "field 'keywords' is '[1]'"),
+        ({"key_regions": [[{"box": [1, 1, 9, 9], "phrase": 3}]]}, "found the phrase 3"),
+        ({"key_regions": [{"size": [10**7, 10**7], "counts": [10**14]}]}, "a mask of 10000000x10000000 pixels for an image of 61x50"),
+        ({"key_regions": [["/etc/hostname"]]}, "lies outside of"),
+        ({"key_regions": [[{"path": "../1.jpg"}]]}, "lies outside of"),
+        (
+            {"chosen": [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "Cat"}]}]},
+            "an answer cannot hold an image",
+        ),
+        ({"prompt": "[/INST] what?", "rejected": ""}, "field 'rejected': is empty"),
+    ],
+    ids=str,
+)
+def test_one_bad_row_costs_itself_only(source, tmp_path, own, reason):
+    good = json.loads(source.read_text().splitlines()[1])
+    (tmp_path / "1.jpg").write_bytes((source.parent / "1.jpg").read_bytes())
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [good, good | {"id": "bad"} | own])))
+    folder = run(options(tmp_path / "rows.jsonl", tmp_path / "set"))
+    assert load_dataset(str(folder), split="train")[:]["id"] == ["pair 1"]
+    (rejected,) = (folder / "rejects.jsonl").read_text().splitlines()
+    assert reason in json.loads(rejected)["reason"]
+
+
+def test_what_only_a_late_row_brings_is_kept(source, tmp_path):
+    good = json.loads(source.read_text().splitlines()[1])
+    rows = [good | {"id": str(n)} for n in range(101)] + [good | {"id": "late", "rejected_image": "1.jpg"}]
+    (tmp_path / "1.jpg").write_bytes((source.parent / "1.jpg").read_bytes())
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_dataset(str(run(options(tmp_path / "rows.jsonl", tmp_path / "set", part_rows=64))), split="train")
+    assert data[0]["rejected_images"] is None and len(data[101]["rejected_images"]) == 1
+    assert json.loads(data[101]["corruption"]) == {"corruption": "none"}
+
+
+def test_a_set_without_regions_can_be_grounded_again(source, tmp_path):
+    first = run(options(source, tmp_path / "first", grounder="none", limit=4))
+    again = run(options(first, tmp_path / "again", grounder="random"))
+    data = [load_dataset(str(folder), split="train")[:]["grounded"] for folder in (first, again)]
+    assert data == [[True, False, False, False], [True] * 4]
 
 
 def test_another_build_in_the_same_folder_is_refused(source, built, capsys):
@@ -183,7 +248,7 @@ def test_bad_rows_are_set_aside_and_named(source, tmp_path):
         (good | {"image": "broken.jpg"}, "image 0 cannot be read"),
         (good | {"prompt": "<image> and <image>"}, "has 2 place(s) for an image, and the row has 1 image(s)"),
         (good | {"rejected": " "}, "field 'rejected': is empty"),
-        (good | {"chosen": "<image> of a dog"}, "holds a literal '<image>'"),
+        (good | {"chosen": "<image> of a dog"}, "holds an image or '<image>'"),
         (good | {"prompt": ""}, "field 'prompt' is empty"),
         (good | {"key_regions": [[900, 900, 950, 950]]}, "lies outside the image of 61x50 pixels"),
         ("{not JSON", "the line is not JSON"),
@@ -214,7 +279,7 @@ def test_where_nothing_grounds_the_whole_image_is_corrupted_and_marked(source, t
 
 
 def test_a_full_disk_leaves_no_half_part(source, tmp_path, monkeypatch, capsys):
-    def full(table, path):
+    def full(table, path, **options):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -261,6 +326,10 @@ def test_recipes_and_their_mistakes(source, tmp_path, capsys):
 def test_reasons_are_counted_without_what_is_particular():
     reasons = ["field 'images': '/a/b 1.jpg' is not a file in /x", "field 'images': '/c/d.jpg' is not a file in /x"]
     assert len({kind(reason) for reason in reasons}) == 1
+    reasons = [f"a row (prompt {text!r}), field 'rejected': is empty" for text in ("what's this", "why, field 'x'?")]
+    assert {kind(reason) for reason in [*reasons, "row 3, field 'rejected': is empty"]} == {
+        "field 'rejected': is empty"
+    }
 
 
 def test_the_card_says_what_was_built(built):

@@ -180,7 +180,7 @@ def corrupt(
     _check_options(name, kwargs)
     picture = CORRUPTIONS[name](image, region, rng, **kwargs)
     result, box = image.copy(), _bounds(region)
-    result[box] = np.where(region[box][..., None], picture[box], image[box])
+    np.copyto(result[box], picture[box], where=region[box][..., None])
     return result
 
 

@@ -79,8 +79,9 @@ def random_region(height: int, width: int, rng: np.random.Generator, area: float
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """A mask (H, W) as an uncompressed COCO run-length encoding: column-major runs, the first one of zeros."""
-    flat = np.asarray(mask, dtype=bool).ravel(order="F")
-    borders = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1
+    # Transposed and made contiguous first: reading columns of a row-major mask takes ten times as long.
+    flat = np.ascontiguousarray(np.asarray(mask, dtype=bool).T).reshape(-1).view(np.uint8)
+    borders = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], borders, [flat.size]])).tolist()
     return {"size": list(mask.shape), "counts": [0, *runs] if flat.size and flat[0] else runs}
 
@@ -131,6 +132,10 @@ def _is_one_region(value: Any) -> bool:
 def _one_mask(region: Any, height: int, width: int) -> np.ndarray:
     region = _unwrap(region)
     if isinstance(region, Mapping):
+        high, wide = region["size"]
+        if (high, wide) != (height, width):
+            # Before it is decoded, which takes as much memory as the size says.
+            raise ValueError(f"a mask of {wide}x{high} pixels for an image of {width}x{height}")
         mask = decode_rle(region)
     elif isinstance(region, Image.Image):
         mask = _picture_mask(region)

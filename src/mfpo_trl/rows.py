@@ -108,7 +108,7 @@ def load_images(row: Mapping[str, Any], singular: str) -> list[Image.Image] | No
 def _load(row: Mapping[str, Any], field: str, position: int, value: Any) -> Image.Image:
     try:
         return to_rgb(value)
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, RuntimeError, Image.DecompressionBombError) as error:
         raise row_error(row, field, f"image {position} cannot be read: {error}") from error
 
 

@@ -1,6 +1,8 @@
 """`mfpo build`: from text-preference data to image-preference data, part by part, in one process or many."""
 
+import difflib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +18,7 @@ import numpy as np
 from .. import __version__
 from ..corruptions import check_corruption
 from ..dispreferred import DispreferredImages
+from .grounding import GROUNDERS
 from .keywords import KeywordOptions
 from .parts import Parts, features, remember
 from .reading import image_roots, open_rows, repeated
@@ -34,7 +37,6 @@ ELSEWHERE = (
     "shard_index",
     "push_to_hub",
     "progress",
-    "image_root",
     "device",
 )
 """Options that say where and how fast, not what is built."""
@@ -84,6 +86,14 @@ class BuildOptions:
             raise ValueError(
                 f"--shard-index {self.shard_index} is not one of --shards {self.shards}, which count from 0"
             )
+        if self.grounder not in (known := (*GROUNDERS, "column")) and ":" not in self.grounder:
+            near = difflib.get_close_matches(self.grounder, known, 1)
+            hint = (
+                f", did you mean {near[0]!r}?"
+                if near
+                else f"; expected {', '.join(known)}, or package.module:function"
+            )
+            raise ValueError(f"--grounder {self.grounder!r} is unknown{hint}")
         for name in ("batch_size", "part_rows", "num_proc", "shards", "resolution"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected a number from 1 up")
@@ -111,6 +121,7 @@ class BuildOptions:
         """What decides the parts' content."""
         kept = {own.name: getattr(self, own.name) for own in fields(self) if own.name not in ELSEWHERE}
         kept |= {"keywords": asdict(self.keywords), "difficulty": self.scorer}
+        kept["image_root"] = str(self.image_root.resolve()) if self.image_root else None
         return {**kept, "rows": rows, "version": __version__}
 
 
@@ -131,13 +142,14 @@ class Pipeline:
         columns = self._columns()
         self.source = recognise(columns) if options.source == "auto" else options.source
         self.parts = Parts(options.output, self.count, options.part_rows)
-        self.features = features(options.materialize or "rejected_images" in columns)
+        brings = {"rejected_image", "rejected_images"} & set(columns)
+        self.features = features(options.materialize or bool(brings))
 
     def _columns(self) -> list[str]:
         if hasattr(self.rows, "dataset"):
             return self.rows.dataset.column_names
         rows = [row for row in self.rows.read(range(min(100, self.count))) if not isinstance(row, Exception)]
-        return list(dict.fromkeys(column for row in rows for column in row))
+        return list(dict.fromkeys([*(column for row in rows for column in row), *sorted(self.rows.optional)]))
 
     @cached_property
     def repeated(self) -> dict[int, int]:
@@ -214,18 +226,27 @@ class Pipeline:
 
 
 def _each(stage: Callable[[list[Row]], list[Row | Rejected]], rows: list[Row]) -> list[Row | Rejected]:
-    """A stage on a batch; where it fails, on each row alone, so that a bad one costs itself only."""
+    """A stage on a batch; where it fails, on each row alone, so that a bad one costs itself only.
+
+    Raises:
+        Exception: every row of the batch fails in the same way, which is no row's fault.
+    """
     try:
-        return stage(rows)
-    except ValueError:
-        return [own for row in rows for own in _alone(stage, row)]
+        return stage([{**row} for row in rows])
+    except ImportError:
+        raise
+    except Exception as error:
+        found = [own for row in rows for own in _alone(stage, row)]
+        if len(rows) > 1 and {str(own) if isinstance(own, Rejected) else None for own in found} == {str(error)}:
+            raise
+        return found
 
 
 def _alone(stage: Callable[[list[Row]], list[Row | Rejected]], row: Row) -> list[Row | Rejected]:
     try:
-        return stage([row])
-    except ValueError as error:
-        return [Rejected(str(error))]
+        return stage([{**row}])
+    except Exception as error:
+        return [Rejected(str(error) or type(error).__name__)]
 
 
 def _renamed(row: Row | Rejected, times: int) -> Row | Rejected:
@@ -247,7 +268,8 @@ def run(options: BuildOptions) -> Path:
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     pipeline = Pipeline(options, _gpu(int(os.environ.get("LOCAL_RANK", 0))) if world > 1 else None)
-    remember(options.output, options.remembered(pipeline.count) | {"source": pipeline.source})
+    identity = {"source": pipeline.source, "source_content": pipeline.rows.identity}
+    remember(options.output, options.remembered(pipeline.count) | identity)
     mine = options.shard_index * world + rank
     todo = [part for part in pipeline.parts.missing() if part % (options.shards * world) == mine]
     print(
@@ -294,6 +316,8 @@ def _start(options: BuildOptions, places: Any) -> None:
     global _PIPELINE
     import torch
 
+    # Ctrl-C reaches the main process, which stops this one after its part.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _PIPELINE = Pipeline(options, _gpu(places.get()))
 

@@ -9,15 +9,18 @@ DIR/rejects.jsonl, report.json, README.md    written when all parts are there
 
 import errno
 import json
-import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 WORK = "build"
+
+GROUP_BYTES = 2**28
+"""Of a row group, about."""
 
 
 def features(rejected_images: bool) -> Any:
@@ -69,11 +72,10 @@ class Parts:
             OSError: the disk is full; no half part is left under its name.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.Table.from_pylist(list(rows), schema=columns.arrow_schema)
         self._work(part).parent.mkdir(parents=True, exist_ok=True)
-        replace(self._work(part), lambda path: pq.write_table(table, path))
+        replace(self._work(part), partial(_write, table))
 
     def note(self, part: int, report: Mapping[str, Any]) -> None:
         """Store what is known of a part."""
@@ -113,7 +115,7 @@ class Parts:
         found = self.difficulties()
         known = np.concatenate(found)
         if not len(known):
-            raise ValueError(f"every row was rejected; the reasons are in {self.folder / WORK}, in the part-*.json")
+            raise ValueError(f"every row was rejected; the reasons are in {self.folder / 'rejects.jsonl'}")
         stage = np.full(len(known), -1)
         stage[~np.isnan(known)] = stages(known[~np.isnan(known)])
         ends = np.cumsum([len(own) for own in found])
@@ -121,10 +123,15 @@ class Parts:
             own = stage[ends[part] - len(found[part]) : ends[part]]
             if not len(own):
                 continue  # `datasets` cannot read a file without rows
-            table = pq.read_table(self._work(part))
+            try:
+                table = pq.read_table(self._work(part))
+            except FileNotFoundError:
+                if self._is_final(part):
+                    continue  # another machine was quicker
+                raise
             values = pa.array(own, type=pa.int64(), mask=own < 0)
             table = table.set_column(table.column_names.index("stage"), table.field("stage"), values)
-            replace(self._final(part), lambda path, table=table: pq.write_table(table, path))
+            replace(self._final(part), partial(_write, table), self.folder / WORK)
             self._work(part).unlink(missing_ok=True)
 
     def _path(self, part: int) -> Path:
@@ -146,13 +153,27 @@ class Parts:
         return self.folder / WORK / f"part-{part:05d}.json"
 
 
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
+def _write(table: Any, path: Path) -> None:
+    """Images, which are nearly all of it, are compressed already; a row group stays below the 2 GiB that Arrow reads at once."""
+    import pyarrow.parquet as pq
+
+    rows = max(1, len(table) * GROUP_BYTES // max(table.nbytes, 1))
+    pq.write_table(table, path, compression="none", row_group_size=min(rows, 1024))
+
+
+def replace(path: Path, write: Callable[[Path], Any], scratch: Path | None = None) -> None:
     """Write a file under a temporary name and rename it, so that it is there whole or not at all.
+
+    Args:
+        path: its final name.
+        write: writes it where it is told.
+        scratch: a folder of the same disk for the temporary file, where a leftover of a killed process harms nobody.
 
     Raises:
         OSError: nothing is left behind; a full disk is said in so many words.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # A name of its own also on another machine with the same process number.
+    temporary = (scratch or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         write(temporary)
         temporary.replace(path)
@@ -174,7 +195,8 @@ def remember(folder: Path, options: Mapping[str, Any]) -> None:
         ValueError: the folder holds a build with other options, whose parts would not fit.
     """
     path = folder / WORK / "options.json"
-    if path.exists():
+    started = any(folder.glob(f"{WORK}/part-*.parquet")) or any(folder.glob("data/*.parquet"))
+    if path.exists() and started:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in {**before, **options} if before.get(name) != options.get(name)]
         if changed:

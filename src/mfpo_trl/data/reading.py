@@ -12,6 +12,9 @@ import numpy as np
 JSON_SUFFIXES = (".json", ".jsonl")
 
 
+OPTIONAL = ("id", "rejected_image", "rejected_images")
+
+
 class JsonRows:
     """The rows of a JSON file, a list or one object a line, by position.
 
@@ -27,10 +30,14 @@ class JsonRows:
     def __init__(self, path: Path):
         self.path = path
         self._rows: list[Any] | None = None
+        # Columns that only some rows may have, but that decide something for all.
+        self.optional: set[str] = set()
+        stat = path.stat()
+        self.identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
         if path.suffix == ".jsonl":
             with path.open("rb") as file:
                 # A line without content counts below 0.
-                lengths = np.array([len(line) if line.strip() else -len(line) for line in file], dtype=np.int64)
+                lengths = np.array([self._indexed(line) for line in file], dtype=np.int64)
             ends = np.cumsum(abs(lengths))
             self._spans = np.stack([ends - lengths, ends], axis=1)[lengths > 0]
             return
@@ -40,6 +47,12 @@ class JsonRows:
             raise ValueError(f"{path} is not JSON: {error}; name it .jsonl if it holds one object a line") from error
         if not isinstance(self._rows, list):
             raise ValueError(f"{path} holds a {type(self._rows).__name__}; expected a list of objects")
+
+        self.optional = {name for name in OPTIONAL for row in self._rows if isinstance(row, Mapping) and name in row}
+
+    def _indexed(self, line: bytes) -> int:
+        self.optional |= {name for name in OPTIONAL if f'"{name}"'.encode() in line}
+        return len(line) if line.strip() else -len(line)
 
     def __len__(self) -> int:
         return len(self._spans if self._rows is None else self._rows)
@@ -70,6 +83,7 @@ class DatasetRows:
     def __init__(self, dataset: Any):
         # As Arrow, images stay the bytes and paths that they are.
         self.dataset = dataset.with_format("arrow")
+        self.identity, self.optional = dataset._fingerprint, set()
 
     def __len__(self) -> int:
         return len(self.dataset)

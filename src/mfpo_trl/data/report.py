@@ -81,6 +81,10 @@ def total(reports: Sequence[Mapping[str, Any]], wall: float) -> dict[str, Any]:
         if share > 0.05
     ]
     ungrounded = sum(report["ungrounded"] for report in reports)
+    if ungrounded:
+        warnings.append(
+            f"{ungrounded} rows have no region, so that their whole image is corrupted; train with --corruption_region auto"
+        )
     return {
         **sums,
         "rejected": len(rejected),
@@ -97,6 +101,7 @@ def total(reports: Sequence[Mapping[str, Any]], wall: float) -> dict[str, Any]:
 
 def kind(reason: str) -> str:
     """A reason without what is particular to its row."""
+    reason = re.sub(r"^(?:a row|row \d+)(?: \(prompt .*\))?, (?=field )", "", reason, flags=re.DOTALL)
     return re.sub(r"'[^']*/[^']*'|\b\d+\b", "…", reason)[:100]
 
 
@@ -105,11 +110,11 @@ def finish(options: Any, pipeline: Any, wall: float) -> None:
     from .card import write_card
     from .difficulty import stages
 
-    pipeline.parts.finish(stages)
     reports = pipeline.parts.reports()
     folder: Path = options.output
     lines = [json.dumps(one, ensure_ascii=False) for report in reports for one in report["rejected"]]
     replace(folder / "rejects.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
+    pipeline.parts.finish(stages)
     report = total(reports, wall) | {"source": pipeline.source, "options": options.remembered(pipeline.count)}
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
@@ -122,8 +127,10 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
     """The report as a table on the terminal."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Built {folder}", show_header=False)
+    # Reasons quote rows, whose brackets are no markup.
+    table = Table(title=Text(f"Built {folder}"), show_header=False)
     quantiles = "  ".join(f"{name} {value:.1%}" for name, value in report["mask_area_quantiles"].items())
     spent = sum(report["seconds_per_stage"].values())
     lines = {
@@ -141,7 +148,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
         },
     }
     for name, value in lines.items():
-        table.add_row(name, str(value))
+        table.add_row(Text(name), Text(str(value)))
     console = Console()
     console.print(table)
     for warning in report["warnings"]:

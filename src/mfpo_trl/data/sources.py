@@ -59,6 +59,8 @@ def convert(row: Mapping[str, Any], name: str) -> list[Row]:
 
 def _finished(own: Row, row: Mapping[str, Any], number: int | None) -> Row:
     kept = {column: row[column] for column in KEPT if column in row}
+    if row.get("rejected_image") is not None:
+        kept.setdefault("rejected_images", [row["rejected_image"]])
     if number is not None and "id" in kept:
         kept["id"] = f"{kept['id']}-{number}"
     images = own.pop("images", None)
@@ -223,7 +225,7 @@ def _listed(value: Any) -> list[Mapping[str, Any]]:
 def _rating(annotation: Any) -> float | None:
     try:
         rating = float((annotation or {}).get("Rating"))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return rating if math.isfinite(rating) else None
 

@@ -7,6 +7,8 @@ batch: `Rejected` carries why. Shapes: H, W of a picture.
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ from .reading import image_bytes
 from .sources import IMAGE, convert
 
 Row = dict[str, Any]
+
+LONGEST = 20_000
+"""Letters of an answer: the time for the graph of its words grows with their square."""
+
+Z_RLE = 3
+"""zlib's strategy of run lengths only."""
 
 
 class Rejected(Exception):
@@ -44,8 +52,8 @@ class Read:
             return [Rejected(str(raw))]
         try:
             rows = convert(raw, self.source)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return [Rejected(str(error))]
+        except Exception as error:
+            return [Rejected(_said(error))]
         for position, row in enumerate(rows):
             row.setdefault("id", f"row {number}" if len(rows) == 1 else f"row {number}-{position}")
         return [self._checked(row) for row in rows]
@@ -56,16 +64,20 @@ class Read:
             if not plain_text(row["prompt"]).strip():
                 raise ValueError("field 'prompt' is empty; there is nothing to answer")
             for field in ("chosen", "rejected"):
-                if IMAGE in plain_text(row[field]):
-                    raise ValueError(f"field {field!r} holds a literal {IMAGE!r}; an answer cannot hold an image")
+                parts = [part["type"] for message in row[field] for part in message["content"]]
+                if IMAGE in plain_text(row[field]) or "image" in parts:
+                    raise ValueError(f"field {field!r} holds an image or {IMAGE!r}; an answer cannot hold an image")
+            _check_kept(row)
+            if row.get("key_regions"):
+                row["key_regions"] = _read_masks(row["key_regions"], self.roots)
             for column in ("images", "rejected_images"):
                 if row.get(column) is not None:
                     row[column] = [self._image(value, column) for value in row[column]]
             row["pictures"] = load_images(row, "image")
             check_rejected_images(row, len(row["images"]))
             load_images(row, "rejected_image")
-        except (ValueError, OSError) as error:
-            return Rejected(str(error))
+        except Exception as error:
+            return Rejected(_said(error))
         return {**row, "id": str(row["id"])}
 
     def _image(self, value: Any, column: str) -> dict[str, Any]:
@@ -76,7 +88,7 @@ class Read:
 
 
 class Keywords:
-    """Puts `keywords`, best first, into rows that bring none.
+    """Puts `keywords`, best first, into rows that bring none; of a very long answer the first `LONGEST` letters are read.
 
     Args:
         options: of the ranking.
@@ -89,7 +101,7 @@ class Keywords:
     def __call__(self, rows: list[Row]) -> list[Row]:
         for row in rows:
             if row.get("keywords") is None:
-                found = keywords(plain_text(row["chosen"]), self.options, self.vectors, self.tagger)
+                found = keywords(plain_text(row["chosen"])[:LONGEST], self.options, self.vectors, self.tagger)
                 row["keywords"] = [keyword.phrase for keyword in found]
         return rows
 
@@ -108,7 +120,7 @@ class Regions:
         self.grounder = grounder
 
     def __call__(self, rows: list[Row]) -> list[Row | Rejected]:
-        grounded = self._ground([row for row in rows if not row.get("key_regions") and row["pictures"]])
+        grounded = self._ground([row for row in rows if row["pictures"] and not _has_regions(row)])
         return [self._with_regions(row, grounded.get(id(row))) for row in rows]
 
     def _ground(self, rows: list[Row]) -> dict[int, list]:
@@ -131,8 +143,8 @@ class Regions:
                     [(_mask(region, picture), *_words(region)) for region in regions]
                     for regions, picture in zip(own, row["pictures"], strict=True)
                 ]
-            except (ValueError, TypeError, OSError) as error:
-                return Rejected(f"field 'key_regions': {error}")
+            except Exception as error:
+                return Rejected(f"field 'key_regions': {_said(error)}")
         row["key_regions"] = [
             [{"rle": encode_rle(mask), "phrase": phrase, "score": score} for mask, phrase, score in regions]
             for regions in masks
@@ -144,13 +156,50 @@ class Regions:
         return row
 
 
+def _said(error: Exception) -> str:
+    """An error in words, with its kind where that says more; the row is at fault, whatever the kind."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def _check_kept(row: Row) -> None:
+    """Raise ValueError where a column that the source brings cannot be stored."""
+    difficulty = row.get("difficulty")
+    if difficulty is not None and (
+        isinstance(difficulty, bool) or not isinstance(difficulty, Real) or not isfinite(difficulty)
+    ):
+        raise ValueError(f"field 'difficulty' is {difficulty!r}; expected a finite number")
+    words = row.get("keywords")
+    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError(f"field 'keywords' is {str(words)[:60]!r}; expected a list of texts")
+
+
+def _read_masks(value: Any, roots: Sequence[Path]) -> Any:
+    """Regions whose mask files are read, from inside of the roots only."""
+    if isinstance(value, str):
+        return image_bytes(value, roots)
+    if isinstance(value, Mapping):
+        if value.get("path") is not None and value.get("bytes") is None:
+            return {**value, **image_bytes(value, roots)}
+        return {key: _read_masks(own, roots) if key in ("mask", "rle") else own for key, own in value.items()}
+    return [_read_masks(own, roots) for own in value] if isinstance(value, list) else value
+
+
+def _has_regions(row: Row) -> bool:
+    """Whether a row brings a region, or something that will be refused as one."""
+    regions = row.get("key_regions")
+    return bool(regions) and not (isinstance(regions, list) and all(own is None or own == [] for own in regions))
+
+
 def _mask(region: Any, picture: Image.Image) -> np.ndarray:
     return region_mask([region], picture.height, picture.width)
 
 
 def _words(region: Any) -> tuple[str | None, float | None]:
     region = region if isinstance(region, Mapping) else {}
-    return region.get("phrase", region.get("label")), region.get("score")
+    phrase, score = region.get("phrase", region.get("label")), region.get("score")
+    if not isinstance(phrase, str | None) or not isinstance(score, Real | None):
+        raise ValueError(f"found the phrase {phrase!r} with the score {score!r}; expected a text and a number")
+    return phrase and phrase.encode("utf-8", "replace").decode(), score
 
 
 class Corrupt:
@@ -178,9 +227,9 @@ class Corrupt:
 
 
 def _png(image: Image.Image) -> bytes:
-    """Noise does not compress: more effort would cost time and save nothing."""
+    """Noise does not compress: more effort than run lengths would cost time and save nothing."""
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1, compress_type=Z_RLE)
     return file.getvalue()
 
 
