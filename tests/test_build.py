@@ -189,7 +189,10 @@ def test_a_killed_end_leaves_nothing_in_the_way(source, built, tmp_path):
         ({"difficulty": [1]}, "field 'difficulty' is [1]"),
         ({"keywords": [1]}, "field 'keywords' is '[1]'"),
         ({"key_regions": [[{"box": [1, 1, 9, 9], "phrase": 3}]]}, "found the phrase 3"),
-        ({"key_regions": [{"size": [10**7, 10**7], "counts": [10**14]}]}, "a mask of 10000000x10000000 pixels for an image of 61x50"),
+        (
+            {"key_regions": [{"size": [10**7, 10**7], "counts": [10**14]}]},
+            "a mask of 10000000x10000000 pixels for an image of 61x50",
+        ),
         ({"key_regions": [["/etc/hostname"]]}, "lies outside of"),
         ({"key_regions": [[{"path": "../1.jpg"}]]}, "lies outside of"),
         (
