@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -297,6 +298,21 @@ def test_difficulty_by_a_model_and_a_stage_for_every_row(source, tmp_path):
     folder = run(options(source, tmp_path / "set", difficulty=None, model=str(model), limit=6))
     data = load_dataset(str(folder), split="train")
     assert sorted(data[:]["stage"]) == [0, 0, 1, 1, 2, 2] and all(3 < value < 9 for value in data[:]["difficulty"])
+
+
+def test_semantic_entropy_from_the_command_line(source, tmp_path):
+    """With two stages; every drawn answer of a random model is a cluster of its own."""
+    model = tiny.save_pretrained(tmp_path / "model")
+    arguments = [
+        f"--dataset={source}",
+        f"--output={tmp_path / 'set'}",
+        "--grounder=none",
+        "--limit=2",
+        f"--model={model}",
+    ]
+    assert main(["build", *arguments, "--difficulty=semantic-entropy", "--samples=4", "--stages=2"]) == 0
+    data = load_dataset(str(tmp_path / "set"), split="train")[:]
+    assert data["difficulty"] == pytest.approx([math.log(4)] * 2) and data["stage"] == [0, 1]
 
 
 def test_recipes_and_their_mistakes(source, tmp_path, capsys):

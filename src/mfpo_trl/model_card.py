@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 PACKAGES = ("mfpo_trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
 
+MFPO_CITATION = """\
+@inproceedings{jiang2025modality,
+    title        = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
+    author       = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
+    year         = 2025,
+    booktitle    = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
+    url          = {https://arxiv.org/abs/2410.15334}
+}"""
+
 MDPO_CITATION = """\
 @inproceedings{wang2024mdpo,
     title     = {{mDPO: Conditional Preference Optimization for Multimodal Large Language Models}},

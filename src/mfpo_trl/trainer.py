@@ -2,7 +2,6 @@
 
 import logging
 import os
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ from .forward import prepare
 from .layout import Layout, choose_layout, proven
 from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
-from .model_card import write_model_card
+from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
 from .reference import References, check_cacheable, score_reference
 from .rows import COLUMNS
@@ -67,14 +66,7 @@ class MFPOTrainer(DPOTrainer):
     _paper = {
         "title": "Modality-Fair Preference Optimization for Trustworthy MLLM Alignment",
         "id": "2410.15334",
-        "citation": textwrap.dedent("""\
-            @inproceedings{jiang2025modality,
-                title        = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
-                author       = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
-                year         = 2025,
-                booktitle    = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
-                url          = {https://arxiv.org/abs/2410.15334}
-            }"""),
+        "citation": MFPO_CITATION,
     }
 
     def __init__(
@@ -95,22 +87,14 @@ class MFPOTrainer(DPOTrainer):
         _trl.check_contract()
         args = _as_mfpo_config(args, model)
         _follow_log_level(args)
-        if args.group_by_prompt and not isinstance(train_dataset, Dataset):
-            raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
-        evaluations = dict(_named_evaluations(eval_dataset))
+        datasets = {"train_dataset": train_dataset, **dict(_named_evaluations(eval_dataset))}
         cached = args.precompute_ref_log_probs and _has_image_column(train_dataset)
-        if cached:
-            check_cacheable({"train_dataset": train_dataset, **evaluations}, data_collator)
-        if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
-            raise ValueError(
-                "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
-                "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
-            )
+        _check_arguments(args, datasets, data_collator, cached)
+        for name, dataset in datasets.items():
+            check_dataset(dataset, name, image_tokens(processing_class))
         if args.accelerator_config.dispatch_batches is None and _has_image_column(train_dataset):
             # Sent from rank 0, the tensors of a stream's batch are cut to the length of the first one.
             args.accelerator_config.dispatch_batches = False
-        for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
-            check_dataset(dataset, name, image_tokens(processing_class))
         self.references = References(self) if cached else None
         # A reference model that was given is gone once the data sets are scored.
         self._reference_given = ref_model is not None
@@ -136,6 +120,13 @@ class MFPOTrainer(DPOTrainer):
             args.precompute_ref_log_probs = args.precompute_ref_log_probs or cached
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
+        self._set_layout(data_collator)
+        self._say_what_is_left_out()
+        if cached:
+            self._cache_reference()
+
+    def _set_layout(self, data_collator: Any) -> None:
+        args = self.args
         self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
         if self._is_vision_dataset and data_collator is None:
             self.layout = choose_layout(self.model, args.prefix_sharing, self.aux_loss_enabled)
@@ -146,18 +137,21 @@ class MFPOTrainer(DPOTrainer):
             raise ValueError(f"prefix_sharing='on' is not possible: {self.layout.reason}; use 'auto' or 'off'")
         for model in filter(None, (self.model, self.ref_model)):
             prepare(self.accelerator.unwrap_model(model), packed=self.layout.name != FLAT)
-        (logger.warning if self._downgraded() else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
-        self._say_what_is_left_out()
+        downgraded = self._is_vision_dataset and self.layout.name == FLAT and args.prefix_sharing == "auto"
+        (logger.warning if downgraded else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         if args.group_by_prompt and (self.layout.name == FLAT or args.per_device_train_batch_size == 1):
             why = self.layout.reason if self.layout.name == FLAT else "per_device_train_batch_size is 1"
             logger.warning(f"group_by_prompt=True orders the rows but nothing is shared between them: {why}.")
-        if cached:
-            if not self.layout.proven:
-                self.layout = proven(self.layout, self, self.references.model)
-            for name, dataset in (("train_dataset", self.train_dataset), *_named_evaluations(self.eval_dataset)):
-                self.references.add(name, dataset)
-            self.references.release()
-            _trl.forget_reference_model(self)
+
+    # Reference before training
+
+    def _cache_reference(self) -> None:
+        if not self.layout.proven:
+            self.layout = proven(self.layout, self, self.references.model)
+        for name, dataset in (("train_dataset", self.train_dataset), *_named_evaluations(self.eval_dataset)):
+            self.references.add(name, dataset)
+        self.references.release()
+        _trl.forget_reference_model(self)
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -167,9 +161,6 @@ class MFPOTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         return dataset if self.references is not None else super()._precompute_ref_logps(dataset, name, batch_size)
-
-    def _downgraded(self) -> bool:
-        return self._is_vision_dataset and self.layout.name == FLAT and self.args.prefix_sharing == "auto"
 
     # Data
 
@@ -362,6 +353,19 @@ def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     if isinstance(args, DPOConfig):
         return MFPOConfig.from_dpo_config(args)
     raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
+
+
+def _check_arguments(args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool) -> None:
+    """What does not go together, said before anything is loaded."""
+    if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
+        raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
+    if cached:
+        check_cacheable(datasets, data_collator)
+    if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
+        raise ValueError(
+            "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
+            "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
+        )
 
 
 def _follow_log_level(args: DPOConfig) -> None:

@@ -69,6 +69,10 @@ class BuildOptions:
     materialize: bool = False
     difficulty: str | None = None
     model: str | None = None
+    samples: int = 10
+    nli_model: str | None = None
+    rao_blackwell: bool = False
+    stages: int = 3
     device: str | None = None
     batch_size: int = 8
     part_rows: int = PART_ROWS
@@ -94,7 +98,7 @@ class BuildOptions:
                 else f"; expected {', '.join(known)}, or package.module:function"
             )
             raise ValueError(f"--grounder {self.grounder!r} is unknown{hint}")
-        for name in ("batch_size", "part_rows", "num_proc", "shards", "resolution"):
+        for name in ("batch_size", "part_rows", "num_proc", "shards", "resolution", "samples", "stages"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected a number from 1 up")
         if self.limit is not None and self.limit < 1:
@@ -182,7 +186,15 @@ class Pipeline:
                 seed=own.seed,
             )
         dispreferred = DispreferredImages(own.corruption, own.corruption_kwargs, seed=own.seed)
-        score = build_difficulty(own.scorer, model=own.model, device=self.device, seed=own.seed)
+        score = build_difficulty(
+            own.scorer,
+            model=own.model,
+            device=self.device,
+            samples=own.samples,
+            nli_model=own.nli_model,
+            rao_blackwell=own.rao_blackwell,
+            seed=own.seed,
+        )
         vectors = None
         if hasattr(score, "collator"):
             # The policy is there anyway; its embeddings tell which words are alike.

@@ -4,16 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..model_card import MFPO_CITATION
 from .parts import replace
-
-PAPER = """\
-@inproceedings{jiang2025modality,
-    title     = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
-    author    = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
-    year      = 2025,
-    booktitle = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
-    url       = {https://arxiv.org/abs/2410.15334}
-}"""
 
 # Without `configs`: the names of the parts say what they are, and with them `datasets` would take two folders of the same name
 # for the same data set, and give the cached rows of one for the other.
@@ -51,7 +43,7 @@ mfpo_trl {report["options"]["version"]} with `mfpo build`.
 
 `key_regions` are COCO run-length encodings, one list for each image, with the phrase that was grounded and its score.
 `corruption` is the recipe of the dispreferred image; `rejected_images`, where the column is there, are those images as PNG.
-Images are the bytes of the source. `stage` is 0 for the easiest third by `difficulty`.
+Images are the bytes of the source. `stage` is 0 for the easiest rows by `difficulty`.
 
 ## Options
 
@@ -66,7 +58,7 @@ The images and texts are those of the source, under the licence of the source; r
 ## Citation
 
 ```bibtex
-{PAPER}
+{MFPO_CITATION}
 ```
 """
 

@@ -60,7 +60,15 @@ def add_build(commands: Any) -> None:
     hard.add_argument(
         "--difficulty", help="nll (the default with --model), token-entropy, semantic-entropy, mask-area or none"
     )
-    hard.add_argument("--model", help="the policy, which measures difficulty")
+    hard.add_argument(
+        "--model", help="the policy, which measures difficulty, and whose embeddings tell which words are alike"
+    )
+    hard.add_argument("--samples", type=int, default=10, help="answers drawn a row for semantic-entropy")
+    hard.add_argument(
+        "--nli-model", help="tells for semantic-entropy which answers mean the same; without, equal words do"
+    )
+    hard.add_argument("--rao-blackwell", action="store_true", help="weigh drawn answers by their probability")
+    hard.add_argument("--stages", type=int, default=3, help="into how many the rows are cut by difficulty")
     how = parser.add_argument_group("how it runs")
     how.add_argument("--output", type=Path, help="folder of the data set")
     how.add_argument("--batch-size", type=int, default=8)

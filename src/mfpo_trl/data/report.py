@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def finish(options: Any, pipeline: Any, wall: float) -> None:
     folder: Path = options.output
     lines = [json.dumps(one, ensure_ascii=False) for report in reports for one in report["rejected"]]
     replace(folder / "rejects.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
-    pipeline.parts.finish(stages)
+    pipeline.parts.finish(partial(stages, count=options.stages))
     report = total(reports, wall) | {"source": pipeline.source, "options": options.remembered(pipeline.count)}
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
