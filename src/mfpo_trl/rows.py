@@ -134,7 +134,8 @@ def to_rgb(value: Any) -> Image.Image:
         picture = image.convert("RGBA")
         paper = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(paper, picture).convert("RGB")
-    return image.convert("RGB")
+    # `exif_transpose` has made a copy already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _opened(value: Any) -> Image.Image:
