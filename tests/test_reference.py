@@ -149,7 +149,7 @@ def test_settings_of_the_reference_adapter_are_part_of_the_key(tmp_path, data, c
     assert "adapter config was" in caplog.text and "adapter was" not in caplog.text
 
 
-def test_full_and_lora_share_a_base_and_say_so(tmp_path, data, monkeypatch):
+def test_full_and_lora_share_the_cache_of_a_base(tmp_path, data, monkeypatch):
     trainer_with(tmp_path, data)
     monkeypatch.setattr(reference, "score_reference", None)
     trainer_with(tmp_path, data, lora=True)
@@ -180,9 +180,8 @@ def test_no_dropout_in_the_pass(tmp_path, data):
         model.config.text_config.attention_dropout = 0.5
         for layer in model.model.language_model.layers:
             layer.self_attn.attention_dropout = 0.5
-        torch.manual_seed(seed)
-        monkey = trainer_with(tmp_path / str(seed), data.select(range(6)), model=model, disable_dropout=False)
-        values.append(monkey.references.of(monkey.train_dataset))
+        trainer = trainer_with(tmp_path / str(seed), data, model=model, disable_dropout=False, seed=seed)
+        values.append(trainer.references.of(data))
         for folder in folders(tmp_path):
             shutil.rmtree(folder)
     np.testing.assert_array_equal(*values)
