@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from datasets import Dataset, Image, List, load_dataset
+from test_grounding import save_dino, save_sam
 from test_trainer import CPU
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
-from mfpo_trl.cli import main
+from mfpo_trl.cli import build_parser, main
 from mfpo_trl.data import parts as parts_module
 from mfpo_trl.data.build import BuildOptions, Pipeline, run
+from mfpo_trl.data.keywords import KeywordOptions, keywords, phrase_graph
+from mfpo_trl.data.phrases import candidates
 from mfpo_trl.data.report import kind
 from mfpo_trl.demo.pairs import preference_row
 from mfpo_trl.demo.scenes import make_scenes
@@ -363,3 +367,42 @@ def test_stages_need_every_part(source, tmp_path):
     pipeline.build(3)
     assert pipeline.parts.missing() == [0, 1, 2, 4]
     assert parts_module.WORK == "build" and not (tmp_path / "set" / "data").exists()
+
+
+def test_the_defaults_of_the_command_are_those_of_the_options():
+    parsed = vars(build_parser().parse_args(["build", "--dataset=x", "--output=y"]))
+    for kind_ in (BuildOptions, KeywordOptions):
+        for own in fields(kind_):
+            if own.name in parsed and own.default is not MISSING:
+                assert parsed[own.name] == own.default, own.name
+    assert {own.name for own in fields(KeywordOptions)} <= set(parsed)
+
+
+def test_a_grounder_that_is_there_tells_which_words_are_alike(source, tmp_path):
+    """With vectors from the grounder's text encoder the ranking is that of `keywords` with the same vectors."""
+    weights = {"grounder_model": save_dino(tmp_path / "dino"), "segmenter_model": save_sam(tmp_path / "sam")}
+    own = options(source, tmp_path / "set", grounder="grounding-dino-sam", limit=1, difficulty="none", **weights)
+    words = load_dataset(str(run(own)), split="train")[0]["keywords"]
+    stage = Pipeline(own).stages["keywords"]
+    assert words == [word.phrase for word in keywords(CAPTION, stage.options, stage.vectors)]
+    plain, alike = (
+        phrase_graph(candidates(CAPTION), stage.options, own).size(weight="weight") for own in (None, stage.vectors)
+    )
+    assert alike > plain > 0
+
+
+def test_a_second_run_keeps_the_time_of_the_first(source, tmp_path, capsys):
+    own = options(source, tmp_path / "set", grounder="none", limit=4)
+    report = run(own) / "report.json"
+    first = json.loads(report.read_text())
+    assert first["wall_seconds"] > 0 and first["grounding_failure_rate"] is None and not first["warnings"]
+    assert "nothing was grounded" in " ".join(capsys.readouterr().out.split())
+    run(own)
+    assert json.loads(report.read_text()) == first
+
+
+def test_weights_that_are_not_there_are_named(source, tmp_path, capsys):
+    arguments = [f"--dataset={source}", f"--output={tmp_path / 'set'}", f"--grounder-model={tmp_path / 'none'}"]
+    assert main(["build", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert "none' cannot be loaded; --grounder-model and --segmenter-model name others" in said

@@ -39,6 +39,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from mfpo_trl.data import detectors, grounding, segmenters
 from mfpo_trl.data.grounding import Grounded, build_grounder
+from mfpo_trl.data.keywords import embedding_vectors
 
 WORDS = ["a", "the", "photo", "of", "red", "blue", "dog", "cat", "horse", "bird", "tree", "grass", "two"]
 SIZES = [(40, 32), (33, 57), (64, 64), (1, 1), (3, 2), (200, 3), (2, 90)]
@@ -567,3 +568,17 @@ def test_owl_says_that_it_needs_scipy(monkeypatch):
 def test_import_is_light():
     code = "import mfpo_trl.data.grounding, sys; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_reads_the_phrases_gives_word_vectors(made):
+    """The mean of the rows of its embedding table, one vector a phrase."""
+    grounder = made()
+    embedding, tokenizer = grounder.words
+    found = embedding_vectors(embedding, tokenizer)(["red dog", "dog"])
+    model = getattr(grounder.model, "detector", grounder.model).model
+    names = ("word_embeddings.weight", "token_embedding.weight")
+    table = next(value for name, value in model.named_parameters() if name.endswith(names))
+    assert table.shape[1] == found.shape[1]
+    for vector, phrase in zip(found, ("red dog", "dog"), strict=True):
+        ids = tokenizer(phrase, add_special_tokens=False)["input_ids"]
+        np.testing.assert_allclose(vector, table[ids].detach().mean(dim=0), atol=1e-6)

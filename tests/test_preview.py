@@ -532,3 +532,24 @@ def test_import_is_light():
         "import sys, mfpo_trl.data.preview; print([m for m in ('torch', 'pyarrow', 'datasets') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_images_in_files_are_read_from_inside_of_the_folder_only(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30)).save(tmp_path / "outside.png")
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(folder / "inside.png")
+    monkeypatch.chdir(tmp_path)
+    for path, problem in (
+        ("inside.png", None),
+        ("outside.png", "is not a file in"),
+        ("../outside.png", "lies outside of"),
+        (str(tmp_path / "outside.png"), "lies outside of"),
+    ):
+        row = {"images": [{"bytes": None, "path": path}], "chosen": "a", "rejected": "b", "prompt": "c"}
+        pq.write_table(pa.Table.from_pylist([row]), folder / "data" / "train.parquet")
+        if problem is None:
+            assert preview(folder, 1, tmp_path / "sheet.png").exists()
+        else:
+            with pytest.raises(ValueError, match=f"row 0 .*'images'.*{problem}"):
+                preview(folder, 1, tmp_path / "sheet.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Image, IterableDataset, List
 from peft import LoraConfig, PeftModel, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
@@ -18,6 +18,7 @@ from mfpo_trl._trl import check_contract
 from mfpo_trl.collator import MFPOCollator
 from mfpo_trl.dispreferred import DispreferredImages
 from mfpo_trl.rows import to_rgb
+from mfpo_trl.validation import rows_without_regions
 
 CPU = {
     "use_cpu": True,
@@ -704,3 +705,27 @@ def test_bad_region_names_the_row(tmp_path):
     trainer = build(MFPOTrainer, {"max_steps": 4}, tmp_path, data=tiny.dataset(8, tiny.BOXES, **regions))
     with pytest.raises(ValueError, match="row 3 .*'key_regions': the box .* outside the image of 43x32"):
         trainer.train()
+
+
+def test_rows_whose_whole_image_is_corrupted_for_want_of_regions_are_counted(tmp_path, caplog):
+    """One of six has none and one an empty list; one has none and brings its dispreferred image, one has no image."""
+    regions = [[[0, 0, 9, 9]], None, [], [[1, 1, 5, 5]], None, None]
+    rows = tiny.rows(6, images=lambda n: [] if n == 5 else [tiny.picture(n, 30)])
+    rows = [
+        {
+            **row,
+            "key_regions": [own] if own is not None else None,
+            "rejected_images": [tiny.picture(9, 30)] if n == 4 else None,
+        }
+        for n, (row, own) in enumerate(zip(rows, regions, strict=True))
+    ]
+    data = Dataset.from_list(rows).cast_column("images", List(Image())).cast_column("rejected_images", List(Image()))
+    assert rows_without_regions(data) == 2 and rows_without_regions(data.remove_columns("key_regions")) == 4
+    assert rows_without_regions(data.select([1, 2])) == 2 and rows_without_regions(data.select([0, 3])) == 0
+    with caplog.at_level("WARNING"):
+        build(MFPOTrainer, {}, tmp_path, data=data)
+        assert "2 of 6 rows have an image and no key_regions: their whole image is corrupted" in caplog.text
+        caplog.clear()
+        build(MFPOTrainer, {"corruption_region": "global"}, tmp_path, data=data)
+        build(MFPOTrainer, {}, tmp_path, data=data.select([0, 3]))
+    assert "key_regions" not in caplog.text

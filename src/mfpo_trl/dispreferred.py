@@ -36,6 +36,11 @@ class DispreferredImages:
     resolution: Any = None
     donors: Sequence[Mapping[str, Any]] | None = None
 
+    @property
+    def falls_back(self) -> bool:
+        """Whether a row without regions is corrupted as a whole in their place."""
+        return self.region == "auto" and self.corruption not in (NO_CORRUPTION, "swap")
+
     def __call__(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[Image.Image]:
         """The row's dispreferred images: its own `rejected_images`, else corrupted copies of `images`.
 

@@ -25,7 +25,7 @@ from .packing import FLAT
 from .reference import References, check_cacheable, score_reference
 from .rows import COLUMNS
 from .sampling import grouped_sampler
-from .validation import check_dataset, has_images, image_tokens, is_stored
+from .validation import check_dataset, has_images, image_tokens, is_stored, rows_without_regions
 
 logger = get_logger(__name__)
 
@@ -180,6 +180,13 @@ class MFPOTrainer(DPOTrainer):
                 "A data_collator of your own is used: the image term is trained only where its batches have the tables "
                 "that MFPOCollator writes ('pairs', 'branches')."
             )
+        elif is_stored(self.train_dataset) and self.data_collator.dispreferred.falls_back:
+            bare = rows_without_regions(self.train_dataset)
+            if bare:
+                logger.warning(
+                    f"{bare} of {len(self.train_dataset)} rows have an image and no key_regions: their whole image is "
+                    "corrupted. `mfpo build` finds regions; corruption_region='global' means the whole image everywhere."
+                )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

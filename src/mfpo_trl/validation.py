@@ -122,6 +122,25 @@ def rows_with_images(dataset: Dataset) -> np.ndarray:
     return np.flatnonzero(holds)
 
 
+def rows_without_regions(dataset: Dataset) -> int:
+    """How many rows with an image have neither `key_regions` nor dispreferred images of their own."""
+    bare = np.zeros(len(dataset), dtype=bool)
+    bare[rows_with_images(dataset)] = True
+    for column in {"key_regions", "rejected_image", "rejected_images"} & set(dataset.column_names):
+        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
+        bare &= ~np.concatenate([_holds_anything(batch.column(0)) for batch in batches])
+    return int(bare.sum())
+
+
+def _holds_anything(values: pa.ChunkedArray) -> np.ndarray:
+    """Whether a row's list holds something other than empty lists."""
+    array = values.combine_chunks()
+    if not (pa.types.is_list(array.type) and pa.types.is_list(array.type.value_type)):
+        return _is_filled(values)
+    parents, inner = pc.list_parent_indices(array), pc.fill_null(pc.list_value_length(array.flatten()), 0)
+    return np.bincount(parents.to_numpy(), weights=inner.to_numpy() > 0, minlength=len(array)) > 0
+
+
 def _is_filled(values: pa.ChunkedArray) -> np.ndarray:
     filled = pc.is_valid(values)
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -195,10 +196,11 @@ class Pipeline:
             rao_blackwell=own.rao_blackwell,
             seed=own.seed,
         )
-        vectors = None
+        # A model that is there anyway tells which words are alike: the policy, or the grounder's text encoder.
+        reader = getattr(grounder, "words", None)
         if hasattr(score, "collator"):
-            # The policy is there anyway; its embeddings tell which words are alike.
-            vectors = embedding_vectors(score.model, score.collator.processor.tokenizer)
+            reader = score.model, score.collator.processor.tokenizer
+        vectors = embedding_vectors(*reader) if reader else None
         return {
             "keywords": Keywords(own.keywords, vectors, load_tagger(own.tagger)),
             "grounding": Regions(grounder),
@@ -279,6 +281,11 @@ def run(options: BuildOptions) -> Path:
         OSError: the disk is full.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        from accelerate import PartialState
+
+        # Ranks meet now, and again at the end, which may be days apart for a slow one.
+        everyone = PartialState(cpu=True, timeout=timedelta(days=30))
     pipeline = Pipeline(options, _gpu(int(os.environ.get("LOCAL_RANK", 0))) if world > 1 else None)
     identity = {"source": pipeline.source, "source_content": pipeline.rows.identity}
     remember(options.output, options.remembered(pipeline.count) | identity)
@@ -293,14 +300,12 @@ def run(options: BuildOptions) -> Path:
     for _ in _progress(options, pipeline, todo, rank):
         pass
     if world > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        everyone.wait_for_everyone()
     missing = pipeline.parts.missing()
     if missing and rank == 0:
         print(f"{len(missing)} parts belong to other shards; the shard that is last writes the report.", flush=True)
     elif rank == 0:
-        finish(options, pipeline, time.perf_counter() - started)
+        finish(options, pipeline, time.perf_counter() - started if todo else None)
     return options.output
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .. import hub
 from ..model_card import MFPO_CITATION
 from .parts import replace
 
@@ -25,6 +26,8 @@ def card(options: Any, report: Mapping[str, Any]) -> str:
     """The text of `README.md`: what was built from what, how, with which counts, and what to cite."""
     name = options.dataset if not options.dataset.startswith(("/", ".", "~")) else "a local data set"
     kept = {key: value for key, value in report["options"].items() if key not in ("dataset", "image_root", "version")}
+    rate = report["grounding_failure_rate"]
+    failed = "every row: nothing was grounded" if rate is None else f"{rate:.1%} of the rows with images"
     quantiles = ", ".join(f"{key}: {value:.1%}" for key, value in report["mask_area_quantiles"].items())
     return f"""{HEAD}
 # Image-preference data, built from {name}
@@ -37,7 +40,7 @@ mfpo_trl {report["options"]["version"]} with `mfpo build`.
 | rows of the source | {report["rows_in"]} |
 | rows | {report["rows_out"]}, {report["with_images"]} of them with images |
 | rejected | {report["rejected"]} |
-| nothing grounded, so that the whole image is corrupted | {report["grounding_failure_rate"]:.1%} of the rows with images |
+| nothing grounded, so that the whole image is corrupted | {failed} |
 | share of the image under the regions, quantiles | {quantiles or "-"} |
 | key words a row | {report["keywords_per_row"]:.1f} |
 
@@ -67,6 +70,7 @@ def write_card(options: Any, report: Mapping[str, Any]) -> None:
     """Write `README.md` into the data set's folder, and push the data set where that is asked for.
 
     Raises:
+        ValueError: the card or the report holds an access token.
         RuntimeError: the Hub did not take it; the folder is complete.
     """
     text = card(options, report)
@@ -77,19 +81,10 @@ def write_card(options: Any, report: Mapping[str, Any]) -> None:
 
 def push(options: Any) -> None:
     """Upload the data set's rows, card and report to the Hub."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    try:
-        api.create_repo(options.push_to_hub, repo_type="dataset", exist_ok=True)
-        api.upload_folder(
-            repo_id=options.push_to_hub,
-            repo_type="dataset",
-            folder_path=options.output,
-            allow_patterns=["data/*.parquet", "README.md", "report.json"],
-            commit_message="Image-preference data built with mfpo_trl",
-        )
-    except Exception as error:
-        raise RuntimeError(
-            f"the data set is complete in {options.output}, but the Hub did not take it: {error}"
-        ) from error
+    url = hub.push(
+        options.output,
+        options.push_to_hub,
+        repo_type="dataset",
+        commit_message="Image-preference data built with mfpo_trl",
+    )
+    print(f"The data set is at {url}", flush=True)

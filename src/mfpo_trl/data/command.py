@@ -31,12 +31,15 @@ def add_build(commands: Any) -> None:
     source.add_argument("--limit", type=int, help="only the first rows of the source")
     words = parser.add_argument_group("key words")
     words.add_argument("--top-k", type=int, default=5, help="key words of an answer")
-    words.add_argument("--phi", type=float, default=argparse.SUPPRESS, help="exponent of the distance between words")
+    words.add_argument("--phi", type=float, default=1.0, help="exponent of the distance between words")
     words.add_argument(
-        "--gamma", type=float, default=argparse.SUPPRESS, help="weight of the similarity of word vectors"
+        "--gamma",
+        type=float,
+        default=0.5,
+        help="weight of the similarity of word vectors: those of --model, else of the grounder's text encoder",
     )
-    words.add_argument("--lambda_", type=float, default=argparse.SUPPRESS, help="decay with the position of a word")
-    words.add_argument("--damping", type=float, default=argparse.SUPPRESS, help="of PageRank")
+    words.add_argument("--lambda_", type=float, default=0.02, help="decay with the position of a word")
+    words.add_argument("--damping", type=float, default=0.85, help="of PageRank")
     words.add_argument("--variant", choices=("mfpo", "multipartite"), default="mfpo")
     words.add_argument("--tagger", help="a spaCy model for noun chunks; without, words are told by lists")
     regions = parser.add_argument_group("regions")
@@ -119,7 +122,7 @@ def _build(args: argparse.Namespace) -> int:
             if getattr(args, name) is None:
                 raise ValueError(f"--{name} is missing; give it here or in the recipe")
         given = {name: value for name, value in vars(args).items() if name not in ("run", "config")}
-        words = {name: given.pop(name) for name in KEYWORD_OPTIONS if name in given}
+        words = {name: given.pop(name) for name in KEYWORD_OPTIONS}
         run(BuildOptions(**given, keywords=KeywordOptions(**words)))
     except KeyboardInterrupt:
         print("mfpo build: stopped; finished parts are kept, the same command goes on.", file=sys.stderr)

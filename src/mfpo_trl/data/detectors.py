@@ -22,7 +22,9 @@ Boxes = tuple[np.ndarray, np.ndarray]
 
 
 class Detector(Protocol):
-    """Finds the boxes of phrases in pictures."""
+    """Finds the boxes of phrases in pictures. `words` is the embedding of its text encoder, and its tokenizer."""
+
+    words: tuple[Any, Any]
 
     def boxes(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Boxes]]:
         """For each picture, the boxes of each of its phrases; none for a phrase that is not in it."""
@@ -45,6 +47,7 @@ class GroundingDino:
         self.processor, self.model = load(GroundingDinoProcessor, GroundingDinoForObjectDetection, model, device)
         self.batch_size, self.box_threshold, self.text_threshold = batch_size, box_threshold, text_threshold
         self.longest = self.model.config.max_text_len
+        self.words = self.model.model.text_backbone.get_input_embeddings(), self.processor.tokenizer
 
     def boxes(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Boxes]]:
         """See `Detector`.
@@ -116,6 +119,7 @@ class Owlv2:
 
         self.processor, self.model = load(Owlv2Processor, Owlv2ForObjectDetection, model, device)
         self.batch_size, self.box_threshold = batch_size, box_threshold
+        self.words = self.model.owlv2.text_model.embeddings.token_embedding, self.processor.tokenizer
 
     def boxes(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Boxes]]:
         """See `Detector`.
@@ -159,17 +163,24 @@ def load(processor: Any, model: Any, name: str, device: str | None) -> tuple[Any
     """Processor and model of a checkpoint, in float32 and ready for inference.
 
     Raises:
-        ValueError: the checkpoint is of another kind, which transformers would fill with random weights.
+        ValueError: the checkpoint cannot be loaded, or is of another kind, which transformers would fill with random weights.
     """
     import torch
     from transformers import AutoConfig
 
-    kind, expected = AutoConfig.from_pretrained(name).model_type, model.config_class.model_type
-    if kind != expected:
-        raise ValueError(f"{name!r} is a model of type {kind!r}; this grounder needs one of type {expected!r}")
+    try:
+        kind, expected = AutoConfig.from_pretrained(name).model_type, model.config_class.model_type
+        if kind != expected:
+            raise ValueError(f"it is a model of type {kind!r}; this grounder needs one of type {expected!r}")
+        loaded = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        read = processor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the grounder's weights {name!r} cannot be loaded; --grounder-model and --segmenter-model name others, as an id "
+            f"or a folder ({error})"
+        ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-    return processor.from_pretrained(name), loaded.eval().to(device)
+    return read, loaded.eval().to(device)
 
 
 @contextmanager

@@ -87,6 +87,11 @@ class ModelGrounder:
     def __init__(self, model: Masker):
         self.model = model
 
+    @property
+    def words(self) -> tuple[Any, Any]:
+        """The embedding of the model's text encoder and its tokenizer, which tell which phrases are alike."""
+        return self.model.words
+
     def ground(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Grounded]]:
         """See `Grounder`; a phrase without a letter or digit names nothing and is not asked for."""
         _check(images, phrases)

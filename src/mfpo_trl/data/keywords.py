@@ -97,7 +97,7 @@ def keywords(
             "key words are ranked with networkx.pagerank, which needs networkx and scipy; install them with: "
             'pip install "mfpo_trl[data]"'
         ) from error
-    ranks = networkx.pagerank(phrase_graph(found, options, vectors), alpha=options.damping, max_iter=1000, tol=1e-8)
+    ranks = networkx.pagerank(phrase_graph(found, options, vectors), alpha=options.damping, max_iter=1000, tol=1e-7)
     # Equal ranks differ in their last bits; rounding lets the position decide.
     order = sorted(ranks, key=lambda i: (-round(ranks[i], 9), found[i].positions[0]))
     return [Keyword(found[i].phrase, float(ranks[i]), found[i].positions[0]) for i in order[: options.top_k]]
@@ -231,7 +231,7 @@ def embedding_vectors(model_or_path: Any, tokenizer: Any) -> Vectors:
     """Word vectors from a model's input embeddings: phrases -> (n, D), the mean over each phrase's tokens.
 
     Args:
-        model_or_path: a transformers model (of the policy), or the folder or name of a vision-language model; from the
+        model_or_path: a transformers model or its embedding, or the folder or name of a vision-language model; from the
             latter the whole model is read once and only its embeddings are kept.
         tokenizer: the model's tokenizer, or a processor that holds one. A phrase without tokens gets zeros.
     """
@@ -239,7 +239,8 @@ def embedding_vectors(model_or_path: Any, tokenizer: Any) -> Vectors:
         from transformers import AutoModelForImageTextToText
 
         model_or_path = AutoModelForImageTextToText.from_pretrained(model_or_path, use_safetensors=True)
-    table = model_or_path.get_input_embeddings().weight.detach()
+    embedding = getattr(model_or_path, "get_input_embeddings", lambda: model_or_path)()
+    table = embedding.weight.detach()
     encode = getattr(tokenizer, "tokenizer", tokenizer)
 
     def vectors(phrases: Sequence[str]) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..rows import COLUMNS, ROW_NUMBER
+from ..rows import COLUMNS, IMAGE_COLUMNS, ROW_NUMBER, row_error
 from .exhibit import Exhibit, exhibit
 from .page import write_page
+from .reading import image_bytes, read_masks
 from .sheet import draw_sheet
 
 EXTRA_COLUMNS = ("id", "keywords", "corruption", "difficulty", "stage")
@@ -27,6 +28,7 @@ class ParquetRows(Sequence):
     """
 
     def __init__(self, folder: Path) -> None:
+        self.roots = [folder.resolve()]
         found = sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
         # Writers keep unfinished parts under names that begin so.
         self.parts = [path for path in found if not path.name.startswith((".", "_"))]
@@ -52,8 +54,22 @@ class ParquetRows(Sequence):
         for part, end in zip(self.parts, self.ends, strict=True):
             own = [index - start for index in wanted if start <= index < end]
             for place, row in _rows_of(part, own):
-                yield {**row, ROW_NUMBER: start + place}
+                yield self._read({**row, ROW_NUMBER: start + place})
             start = end
+
+    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the files read that its images and masks may be, from inside of the folder only."""
+        for column in {*IMAGE_COLUMNS, "key_regions"} & set(row):
+            read = read_masks if column == "key_regions" else image_bytes
+            try:
+                if row[column] is not None:
+                    many = column.endswith("images")
+                    row[column] = (
+                        [read(own, self.roots) for own in row[column]] if many else read(row[column], self.roots)
+                    )
+            except (ValueError, OSError) as error:
+                raise row_error(row, column, str(error)) from error
+        return row
 
 
 def _opened(part: Path):

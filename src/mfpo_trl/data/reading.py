@@ -108,6 +108,8 @@ def open_rows(dataset: str, split: str = "train") -> JsonRows | DatasetRows:
     path = Path(dataset)
     if path.suffix in JSON_SUFFIXES and path.is_file():
         return JsonRows(path)
+    if not path.exists() and (path.suffix in (*JSON_SUFFIXES, ".parquet") or dataset.startswith((".", "/", "~"))):
+        raise ValueError(f"the data set {dataset!r} cannot be loaded: there is no such file or folder")
     try:
         if path.suffix == ".parquet" and path.is_file():
             loaded = load_dataset("parquet", data_files=str(path), split="train")
@@ -159,6 +161,17 @@ def image_bytes(value: Any, roots: Sequence[Path]) -> dict[str, Any]:
     if not data:
         raise ValueError("the file is empty (0 bytes)")
     return {"bytes": data, "path": Path(path).name if path else None}
+
+
+def read_masks(value: Any, roots: Sequence[Path]) -> Any:
+    """A row's `key_regions` with the files of its masks read, from inside of the roots only; raises as `image_bytes`."""
+    if isinstance(value, str):
+        return image_bytes(value, roots)
+    if isinstance(value, Mapping):
+        if value.get("path") is not None and value.get("bytes") is None:
+            return {**value, **image_bytes(value, roots)}
+        return {key: read_masks(own, roots) if key in ("mask", "rle") else own for key, own in value.items()}
+    return [read_masks(own, roots) for own in value] if isinstance(value, list) else value
 
 
 def _file(path: str, roots: Sequence[Path]) -> Path:

@@ -60,12 +60,13 @@ class PartReport:
         }
 
 
-def total(reports: Sequence[Mapping[str, Any]], wall: float) -> dict[str, Any]:
+def total(reports: Sequence[Mapping[str, Any]], wall: float, grounds: bool = True) -> dict[str, Any]:
     """The report of a build, from those of its parts.
 
     Args:
         reports: as `PartReport.summary` gives them.
-        wall: seconds of this run; 0 where it built nothing.
+        wall: seconds of the last run that built something.
+        grounds: whether regions were looked for; without, none can fail.
     """
     sums = {name: sum(report[name] for report in reports) for name in ("rows_in", "rows_out", "with_images")}
     areas = np.array([area for report in reports for area in report["areas"]])
@@ -82,16 +83,17 @@ def total(reports: Sequence[Mapping[str, Any]], wall: float) -> dict[str, Any]:
         if share > 0.05
     ]
     ungrounded = sum(report["ungrounded"] for report in reports)
-    if ungrounded:
+    if ungrounded and grounds:
         warnings.append(
-            f"{ungrounded} rows have no region, so that their whole image is corrupted; train with --corruption_region auto"
+            f"{ungrounded} rows have no region: training corrupts their whole image, and refuses them under "
+            "--corruption_region key"
         )
     return {
         **sums,
         "rejected": len(rejected),
         "rejected_by_reason": dict(Counter(kind(one["reason"]) for one in rejected).most_common()),
         "equal_answers": sum(report["equal_answers"] for report in reports),
-        "grounding_failure_rate": ungrounded / max(sums["with_images"], 1),
+        "grounding_failure_rate": ungrounded / max(sums["with_images"], 1) if grounds else None,
         "mask_area_quantiles": {f"{q:.0%}": float(np.quantile(areas, q)) for q in QUANTILES} if len(areas) else {},
         "keywords_per_row": sum(report["keywords"] for report in reports) / max(sums["rows_out"], 1),
         "seconds_per_stage": {name: round(value, 3) for name, value in seconds.items()},
@@ -106,8 +108,13 @@ def kind(reason: str) -> str:
     return re.sub(r"'[^']*/[^']*'|\b\d+\b", "…", reason)[:100]
 
 
-def finish(options: Any, pipeline: Any, wall: float) -> None:
-    """Write what is known when all parts are there: stages, `rejects.jsonl`, `report.json`, the card; and say it."""
+def finish(options: Any, pipeline: Any, wall: float | None) -> None:
+    """Write what is known when all parts are there: stages, `rejects.jsonl`, `report.json`, the card; and say it.
+
+    Args:
+        options, pipeline: of the build.
+        wall: seconds of this run; None where it had nothing to build, and an earlier run's stay.
+    """
     from .card import write_card
     from .difficulty import stages
 
@@ -116,12 +123,20 @@ def finish(options: Any, pipeline: Any, wall: float) -> None:
     lines = [json.dumps(one, ensure_ascii=False) for report in reports for one in report["rejected"]]
     replace(folder / "rejects.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
     pipeline.parts.finish(partial(stages, count=options.stages))
-    report = total(reports, wall) | {"source": pipeline.source, "options": options.remembered(pipeline.count)}
+    if wall is None:
+        wall = _wall_before(folder)
+    report = total(reports, wall, options.grounder != "none")
+    report |= {"source": pipeline.source, "options": options.remembered(pipeline.count)}
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
     )
     write_card(options, report)
     show(report, folder)
+
+
+def _wall_before(folder: Path) -> float:
+    path = folder / "report.json"
+    return json.loads(path.read_text("utf-8"))["wall_seconds"] if path.exists() else 0.0
 
 
 def show(report: Mapping[str, Any], folder: Path) -> None:
@@ -134,13 +149,16 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
     table = Table(title=Text(f"Built {folder}"), show_header=False)
     quantiles = "  ".join(f"{name} {value:.1%}" for name, value in report["mask_area_quantiles"].items())
     spent = sum(report["seconds_per_stage"].values())
+    rate = report["grounding_failure_rate"]
+    reasons = "".join(f"\n{count} × {reason}" for reason, count in report["rejected_by_reason"].items())
     lines = {
         "rows of the source": report["rows_in"],
         "rows built": f"{report['rows_out']} ({report['with_images']} with images)",
-        "rejected": f"{report['rejected']}, see rejects.jsonl" if report["rejected"] else 0,
-        **{f"  {reason}": count for reason, count in report["rejected_by_reason"].items()},
+        "rejected": f"{report['rejected']}, see rejects.jsonl{reasons}" if report["rejected"] else 0,
         "chosen equals rejected": report["equal_answers"],
-        "grounding failed": f"{report['grounding_failure_rate']:.1%} of the rows with images (whole image)",
+        "grounding failed": "nothing was grounded"
+        if rate is None
+        else f"{rate:.1%} of the rows with images (whole image)",
         "regions cover": quantiles or "-",
         "key words a row": f"{report['keywords_per_row']:.1f}",
         **{

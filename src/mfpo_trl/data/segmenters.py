@@ -26,7 +26,9 @@ Found = tuple[np.ndarray, float]
 
 
 class Masker(Protocol):
-    """Finds the masks of phrases in pictures."""
+    """Finds the masks of phrases in pictures. `words` is as of a `Detector`."""
+
+    words: tuple[Any, Any]
 
     def masks(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Found]]:
         """One `(mask, score)` a phrase."""
@@ -97,6 +99,11 @@ class BoxesThenMasks:
     def __init__(self, detector: Detector, segmenter: Sam):
         self.detector, self.segmenter = detector, segmenter
 
+    @property
+    def words(self) -> tuple[Any, Any]:
+        """The detector's."""
+        return self.detector.words
+
     def masks(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Found]]:
         """One `(mask, score)` a phrase; a box that lies outside of the picture does not count."""
         clipped = [
@@ -160,6 +167,7 @@ class ClipSeg(PairMasker):
 
         parts = load(CLIPSegProcessor, CLIPSegForImageSegmentation, model, device)
         super().__init__(parts, batch_size, threshold, parts[1].config.text_config.max_position_embeddings)
+        self.words = self.model.clip.text_model.embeddings.token_embedding, self.processor.tokenizer
 
     def forward(self, images: list[Image.Image], texts: list[str]) -> Iterator[Found]:
         """See `PairMasker`."""
@@ -197,6 +205,7 @@ class Sam3(PairMasker):
 
         # SAM 3's processor pads every phrase to 32 tokens.
         super().__init__(load(Sam3Processor, Sam3Model, model, device), batch_size, threshold, longest=32)
+        self.words = self.model.text_encoder.get_input_embeddings(), self.processor.tokenizer
 
     def forward(self, images: list[Image.Image], texts: list[str]) -> Iterator[Found]:
         """See `PairMasker`."""

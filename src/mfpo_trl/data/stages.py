@@ -19,7 +19,7 @@ from ..dispreferred import DispreferredImages, check_rejected_images
 from ..regions import encode_rle, region_mask, regions_per_image
 from ..rows import check_answers, load_images, plain_text
 from .keywords import KeywordOptions, keywords
-from .reading import image_bytes
+from .reading import image_bytes, read_masks
 from .sources import IMAGE, convert
 
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ class Read:
                     raise ValueError(f"field {field!r} holds an image or {IMAGE!r}; an answer cannot hold an image")
             _check_kept(row)
             if row.get("key_regions"):
-                row["key_regions"] = _read_masks(row["key_regions"], self.roots)
+                row["key_regions"] = read_masks(row["key_regions"], self.roots)
             for column in ("images", "rejected_images"):
                 if row.get(column) is not None:
                     row[column] = [self._image(value, column) for value in row[column]]
@@ -171,17 +171,6 @@ def _check_kept(row: Row) -> None:
     words = row.get("keywords")
     if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         raise ValueError(f"field 'keywords' is {str(words)[:60]!r}; expected a list of texts")
-
-
-def _read_masks(value: Any, roots: Sequence[Path]) -> Any:
-    """Regions whose mask files are read, from inside of the roots only."""
-    if isinstance(value, str):
-        return image_bytes(value, roots)
-    if isinstance(value, Mapping):
-        if value.get("path") is not None and value.get("bytes") is None:
-            return {**value, **image_bytes(value, roots)}
-        return {key: _read_masks(own, roots) if key in ("mask", "rle") else own for key, own in value.items()}
-    return [_read_masks(own, roots) for own in value] if isinstance(value, list) else value
 
 
 def _has_regions(row: Row) -> bool:
