@@ -237,6 +237,7 @@ def test_precision_on_captions():
         ("The image shows a cozy atmosphere in the background.", {}),
         ("Two women, 3 boxes and five knives near a woman.", {"women": (1, 9), "boxes": (3,), "knives": (6,)}),
         ("The dog's collar is the dog's.", {"dog's collar": (1,), "dog": (5,)}),
+        ("A blue cross on a red wall.", {"blue cross": (1,), "red wall": (5,)}),
         ("A café with a naïve painting.", {"café": (1,), "naïve painting": (4,)}),
     ],
 )

@@ -127,8 +127,8 @@ def _in_a_phrase(word: str, previous: str, following: str, inside: bool) -> bool
         return False
     determined = previous in DETERMINERS or previous in ADJECTIVES or previous.endswith("'s")
     if word in VERBS:
-        # "a stand": a verb's form behind a determiner is a noun, unless a noun is to come.
-        return determined and not inside and (following in STOP or not following)
+        # "a stand", "a blue cross": a verb's form behind a determiner or an adjective is a noun, unless a noun is to come.
+        return determined and (not inside or previous in ADJECTIVES) and (following in STOP or not following)
     if word in PARTICIPLES or (word.endswith(("ing", "ed")) and word not in ING_ED_NOUNS and len(word) > 4):
         # "a parked car" keeps its participle, "a man wearing", "is parked in" do not.
         return determined and following != "" and following not in _FUNCTION_WORDS
