@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import __version__
 from .data.command import add_build, add_preview, with_recipe
+from .hub import add_push
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_build(commands)
     add_preview(commands)
+    add_push(commands)
 
     commands.add_parser(
         "train",

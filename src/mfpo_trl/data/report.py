@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..curriculum import stages
 from .parts import replace
 from .stages import Rejected, Row
 
@@ -116,7 +117,6 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
         wall: seconds of this run; None where it had nothing to build, and an earlier run's stay.
     """
     from .card import write_card
-    from .difficulty import stages
 
     reports = pipeline.parts.reports()
     folder: Path = options.output
@@ -126,12 +126,18 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     if wall is None:
         wall = _wall_before(folder)
     report = total(reports, wall, options.grounder != "none")
-    report |= {"source": pipeline.source, "options": options.remembered(pipeline.count)}
+    told = {name: _without_folder(value) for name, value in options.remembered(pipeline.count).items()}
+    report |= {"source": pipeline.source, "options": told}
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
     )
-    write_card(options, report)
     show(report, folder)
+    write_card(options, report)
+
+
+def _without_folder(value: Any) -> Any:
+    """A local path by its name only: where it lies is nobody else's business, and the report goes to the Hub."""
+    return Path(value).name if isinstance(value, str) and value and Path(value).exists() else value
 
 
 def _wall_before(folder: Path) -> float:
