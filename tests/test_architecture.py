@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "mfpo_trl"
-PURE = {"losses", "branches", "packing", "batches", "regions", "corruptions", "rows", "dispreferred"}
+PURE = {"losses", "branches", "packing", "batches", "regions", "corruptions", "rows", "dispreferred", "curriculum"}
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "numpy", "PIL")
 
 

@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.generation import GenerationConfig
 
-from mfpo_trl.data.difficulty import DIFFICULTIES, build_difficulty, stages
+from mfpo_trl.curriculum import stages
+from mfpo_trl.data.difficulty import DIFFICULTIES, build_difficulty
 from mfpo_trl.data.semantic_entropy import same_words, semantic_entropy
 from mfpo_trl.rows import ROW_NUMBER, RowError, to_rgb
 

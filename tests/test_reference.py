@@ -16,7 +16,7 @@ from datasets import Dataset, load_from_disk
 from peft import LoraConfig, get_peft_model
 from test_trainer import CPU
 
-from mfpo_trl import MFPOConfig, MFPOTrainer, reference
+from mfpo_trl import MFPOConfig, MFPOTrainer, reference, reference_cache
 from mfpo_trl.collator import MFPOCollator
 from mfpo_trl.reference import VALUES, ReferenceCache, weights_digest
 
@@ -220,7 +220,7 @@ def test_a_given_reference_model_is_used_and_let_go(tmp_path, data):
 
 
 def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(reference, "PART", 2)
+    monkeypatch.setattr(reference_cache, "PART", 2)
     scored, whole = [], reference.score_reference
 
     def dies(trainer, batch, model):
@@ -241,7 +241,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
     )
     again = trainer_with(tmp_path, data, **settings)
     assert scored == [2, 2]  # the last part of the train dataset, and the eval dataset
-    monkeypatch.setattr(reference, "PART", 256)
+    monkeypatch.setattr(reference_cache, "PART", 256)
     for folder in folders(tmp_path):
         for path in folder.iterdir():
             path.unlink()
@@ -253,7 +253,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
 def test_parts_are_whole_or_absent(tmp_path):
     cache = ReferenceCache(tmp_path, {"data": "a"}, rows=3)
     assert cache.missing() == [0, 1, 2] and cache.changes() == []
-    cache.store([(np.array([2, 0]), np.full((2, 5), 1.0)), (np.array([1]), np.full((1, 5), 2.0))])
+    cache.store([(np.array([2, 0]), np.full((2, len(VALUES)), 1.0)), (np.array([1]), np.full((1, len(VALUES)), 2.0))])
     assert cache.missing() == [] and cache.read()[:, 0].tolist() == [1, 2, 1]
     assert ReferenceCache(tmp_path, {"data": "b"}, rows=3).changes() == ["data was a, is b"]
     assert json.loads((cache.folder / "key.json").read_text()) == {"data": "a"}

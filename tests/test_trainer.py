@@ -388,6 +388,7 @@ def test_four_bit_lora_trains_and_reloads(tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    tiny.allow_four_bits()
     path = tiny.save_pretrained(tmp_path / "tiny")
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     lora = LoraConfig(r=4, target_modules=r".*language_model.*\.(q|v)_proj")

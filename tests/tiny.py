@@ -69,6 +69,14 @@ def processor(template: str = ENDING_TEMPLATE, image_size: int = 28) -> LlavaPro
     )
 
 
+def allow_four_bits() -> None:
+    """Make bitsandbytes take its common kernels: those for a CPU with AVX512-BF16 pack a layer's inputs in blocks of 64, and
+    fail on layers as narrow as these."""
+    from bitsandbytes.nn import modules
+
+    modules.has_avx512bf16 = lambda: False
+
+
 def model(seed: int = 0, image_size: int = 28) -> LlavaForConditionalGeneration:
     """About 60,000 parameters; weights large enough that log-probabilities differ between answers and images."""
     torch.manual_seed(seed)

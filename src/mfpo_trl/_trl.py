@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import trl
 from datasets import Dataset, DatasetDict, IterableDataset
+from peft import PeftModel
 from PIL import UnidentifiedImageError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
+from trl.trainer.utils import disable_dropout_in_model
 
 from .branches import gather_branches, label_positions, labelled, of_pairs, shifted_labels
 from .rows import REFERENCE, ROW_NUMBER, row_error
@@ -32,6 +33,7 @@ CONTRACT = {
     "_set_signature_columns_if_needed": "",
     "_remove_unused_columns": "dataset description",
     "_get_train_sampler": "train_dataset",
+    "create_scheduler": "num_training_steps optimizer",
     "create_accelerator_and_postprocess": "",
     "_precompute_ref_logps": "dataset name batch_size",
     "evaluate": "eval_dataset ignore_keys metric_key_prefix",
@@ -144,6 +146,25 @@ def forget_reference_model(trainer: DPOTrainer) -> None:
     trainer.ref_model = None
 
 
+def policy_to_reference(trainer: DPOTrainer) -> None:
+    """Make the policy as it is now the reference: its weights those of the reference model, or its adapter the frozen
+    adapter `ref` that TRL scores with. Nothing where neither is kept."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.ref_model is not None:
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(policy.state_dict())
+    elif isinstance(policy, PeftModel):
+        own = policy.active_adapter
+        if "ref" not in policy.peft_config:
+            policy.add_adapter("ref", policy.peft_config[own])
+            if trainer.args.disable_dropout:
+                disable_dropout_in_model(policy)
+        for name, value in list(policy.named_parameters()):
+            if f".{own}." in name:
+                reference = policy.get_parameter(name.replace(f".{own}.", ".ref."))
+                reference.data = value.data.clone()
+                reference.requires_grad_(False)
+
+
 @contextmanager
 def reference_given(trainer: DPOTrainer) -> Iterator[None]:
     """Make TRL's loss take the reference log-probabilities from the batch, as it does with a precomputed reference."""
@@ -188,11 +209,12 @@ def undecoded(dataset: Any) -> Any:
 class NumberedRows(Dataset):
     """A data set whose rows carry their number, and whose unreadable rows fail by name."""
 
-    reference: np.ndarray | None = None
+    first: int | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, reference: np.ndarray | None = None) -> "NumberedRows":
-        """The same rows, each with its line of `reference` as `ref_logps` where that is given; nothing is copied."""
+    def of(cls, dataset: Dataset, first: int | None = None) -> "NumberedRows":
+        """The same rows; where `first` is given, the place of the first one in the table of cached reference values, each
+        with its own place there. Nothing is copied."""
         rows = cls(
             dataset.data,
             info=dataset.info.copy(),
@@ -202,7 +224,7 @@ class NumberedRows(Dataset):
         )
         form = dataset.format
         rows.set_format(form["type"], form["columns"], form["output_all_columns"], **form["format_kwargs"])
-        rows.reference = reference
+        rows.first = first
         return rows
 
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
@@ -216,9 +238,9 @@ class NumberedRows(Dataset):
         except Exception as error:
             raise self._unreadable(keys, error) from error
         rows = [{**row, ROW_NUMBER: int(key)} for key, row in zip(keys, rows, strict=True)]
-        if self.reference is None:
+        if self.first is None:
             return rows
-        return [{**row, REFERENCE: self.reference[row[ROW_NUMBER]]} for row in rows]
+        return [{**row, REFERENCE: self.first + row[ROW_NUMBER]} for row in rows]
 
     def _unreadable(self, keys: list[int], error: Exception) -> Exception:
         for key in map(int, keys):

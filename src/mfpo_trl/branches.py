@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .losses import BRANCHES
 
-TABLE_KEYS = ("pairs", "branches", "ref_logps")
+TABLE_KEYS = ("pairs", "branches", "ref_rows")
 IGNORED_LABEL = -100
 
 

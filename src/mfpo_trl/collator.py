@@ -98,7 +98,7 @@ class MFPOCollator:
         rows = lay(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
-            rows[REFERENCE] = torch.from_numpy(np.stack([example[REFERENCE] for example in examples]))
+            rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
         return {"pairs": pairs, **rows}
 
     def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:

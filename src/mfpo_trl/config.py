@@ -12,6 +12,14 @@ from .losses import TERMS, branches_read
 
 REGION_CHOICES = ("auto", "global", "random", "key")
 PREFIX_SHARING_CHOICES = ("auto", "on", "off")
+CURRICULUM_CHOICES = {
+    "curriculum": ("none", "staged", "sorted", "anti"),
+    "curriculum_column": ("difficulty", "stage"),
+    "curriculum_reference": ("initial", "stage"),
+    "curriculum_scheduler": ("single", "restart"),
+    "curriculum_score": ("nll", "reference_margin", "mask_area"),
+    "curriculum_missing": ("error", "hard"),
+}
 
 
 @dataclass
@@ -44,6 +52,20 @@ class MFPOConfig(DPOConfig):
             before training, kept beside the data set's own cache and used again while nothing that it depends on changes.
         group_by_prompt: bring the rows of a data set that share image and prompt into one micro-batch, where packed rows
             score each distinct (image, response) once.
+        curriculum: the order of the rows: `none` (TRL's), `staged` (stages from easy to hard, shuffled inside of a stage, as
+            in the paper), `sorted` (the same, sorted inside of a stage) or `anti` (from hard to easy, for ablations). All
+            stages together are one epoch of the trainer, so that `num_train_epochs` becomes 1.
+        curriculum_column: the column that says how hard a row is: `difficulty` (a number, higher is harder) or `stage` (a
+            whole number, taken as it is).
+        curriculum_stages: into how many stages of equal size the rows are cut by their difficulty.
+        curriculum_epochs: passes over each stage in the order of training, a number for all or a list; `num_train_epochs`
+            when None.
+        curriculum_reference: `initial`, or `stage`: the policy at the end of a stage is the reference of the next one.
+        curriculum_scheduler: the learning rate's schedule over all stages once (`single`), or anew in each (`restart`).
+        curriculum_score: what difficulty is where the data set has none: `nll`, `reference_margin` or `mask_area`
+            (`mfpo_trl.staged`).
+        curriculum_missing: what happens when some rows have no difficulty: `error`, or `hard`: they count as the hardest.
+        curriculum_group_by_length: bring rows of similar length into one micro-batch inside of a stage.
 
     Raises:
         ValueError: a weight that is negative or not a number, all weights 0, an unknown choice, corruption, option or
@@ -93,6 +115,57 @@ class MFPOConfig(DPOConfig):
         default=False, metadata={"help": "Bring rows that share image and prompt into one micro-batch."}
     )
 
+    curriculum: str = field(
+        default="none",
+        metadata={
+            "help": "Order of the rows: `none`, `staged` (easy to hard), `sorted` or `anti` (hard to easy).",
+            "choices": CURRICULUM_CHOICES["curriculum"],
+        },
+    )
+    curriculum_column: str = field(
+        default="difficulty",
+        metadata={
+            "help": "Column that ranks the rows: `difficulty` (a number) or `stage` (a whole number, taken as it is).",
+            "choices": CURRICULUM_CHOICES["curriculum_column"],
+        },
+    )
+    curriculum_stages: int = field(default=3, metadata={"help": "Stages into which the rows are cut by difficulty."})
+    curriculum_epochs: list[float] | None = field(
+        default=None,
+        metadata={"help": "Passes over each stage, one number or one a stage; `num_train_epochs` if unset."},
+    )
+    curriculum_reference: str = field(
+        default="initial",
+        metadata={
+            "help": "The reference: the `initial` one, or the policy at the end of the `stage` before.",
+            "choices": CURRICULUM_CHOICES["curriculum_reference"],
+        },
+    )
+    curriculum_scheduler: str = field(
+        default="single",
+        metadata={
+            "help": "Learning-rate schedule: a `single` one, or `restart` in every stage.",
+            "choices": CURRICULUM_CHOICES["curriculum_scheduler"],
+        },
+    )
+    curriculum_score: str = field(
+        default="nll",
+        metadata={
+            "help": "Difficulty of a data set without one: `nll`, `reference_margin` or `mask_area`.",
+            "choices": CURRICULUM_CHOICES["curriculum_score"],
+        },
+    )
+    curriculum_missing: str = field(
+        default="error",
+        metadata={
+            "help": "Rows without difficulty: an `error`, or they count as `hard`.",
+            "choices": CURRICULUM_CHOICES["curriculum_missing"],
+        },
+    )
+    curriculum_group_by_length: bool = field(
+        default=False, metadata={"help": "Bring rows of similar length into one micro-batch inside of a stage."}
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if self.corruption_kwargs is None:
@@ -109,9 +182,29 @@ class MFPOConfig(DPOConfig):
         _check(self.corruption_region in REGION_CHOICES, "corruption_region", self.corruption_region, REGION_CHOICES)
         choices = PREFIX_SHARING_CHOICES
         _check(self.prefix_sharing in choices, "prefix_sharing", self.prefix_sharing, choices)
+        self._check_curriculum()
         if "donor" in self.corruption_kwargs:
             raise ValueError("corruption_kwargs cannot name a 'donor': `swap` takes another row of the data set")
         check_corruption(self.corruption, self.corruption_kwargs)
+
+    def _check_curriculum(self) -> None:
+        for name, choices in CURRICULUM_CHOICES.items():
+            _check(getattr(self, name) in choices, name, getattr(self, name), choices)
+        stages, epochs = self.curriculum_stages, self.curriculum_epochs
+        whole = isinstance(stages, int) and not isinstance(stages, bool) and stages >= 1
+        _check(whole, "curriculum_stages", stages, "a whole number from 1 up")
+        if epochs is not None:
+            self.curriculum_epochs = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
+            fit = self.curriculum_epochs and all(_is_number(own) and own > 0 for own in self.curriculum_epochs)
+            _check(bool(fit), "curriculum_epochs", epochs, "a number above 0, or a list of them")
+        if self.curriculum != "none":
+            # All stages are one epoch of the trainer; a second one would begin again with the first stage.
+            self.curriculum_epochs = self.curriculum_epochs or [self.num_train_epochs]
+            self.num_train_epochs = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling, without the token: `Trainer` saves its arguments beside the weights and pushes both."""
+        return {**self.__dict__, "hub_token": None}
 
     @property
     def term_weights(self) -> dict[str, float]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("mfpo_trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
 
+CARD_METRICS = ("loss", "rewards/accuracies", "rewards/margins", "rewards/image_margins")
+"""Of an evaluation, what the card shows."""
+
 MFPO_CITATION = """\
 @inproceedings{jiang2025modality,
     title        = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
@@ -52,7 +55,7 @@ policy minus that under the reference, summed over the response. The end of an a
 
 {corruption}
 
-## Versions
+{curriculum}## Versions
 
 {versions}
 
@@ -142,6 +145,7 @@ def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str 
         image_beta=trainer.image_beta,
         eos="always scored" if args.add_eos else "scored only where the chat template writes it",
         corruption=describe_corruption(args, trainer.term_weights),
+        curriculum=describe_curriculum(trainer),
         versions="\n".join(f"- {name}: {found}" for name in PACKAGES if (found := _version(name))),
         mfpo=trainer._paper["citation"],
         mdpo=MDPO_CITATION,
@@ -183,6 +187,29 @@ def describe_corruption(args: Any, term_weights: Mapping[str, float]) -> str:
     return (
         f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}`{options}, inside "
         f"{regions[args.corruption_region]}; seed {args.corruption_seed}."
+    )
+
+
+def describe_curriculum(trainer: "MFPOTrainer") -> str:
+    """A section with a line for each stage: rows, difficulty, passes, steps, and what was measured at its end."""
+    if trainer.curriculum is None:
+        return ""
+    args, plan = trainer.args, trainer.curriculum.plan
+    evaluations = trainer.curriculum.evaluations()
+    measured = [
+        name for name in ("eval_loss", *sorted(set().union(*evaluations))) if any(name in own for own in evaluations)
+    ]
+    measured = [name for name in dict.fromkeys(measured) if name.endswith(CARD_METRICS)]
+    lines = [
+        f"| {number} | {len(stage.rows)} | {stage.difficulty[0]:.4g} to {stage.difficulty[1]:.4g} | {stage.epochs:g} | {end} | "
+        + "".join(f"{own[name]:.4g} | " if name in own else "– | " for name in measured)
+        for number, (stage, end, own) in enumerate(zip(plan.stages, plan.ends, evaluations, strict=True), 1)
+    ]
+    return (
+        f"## Curriculum\n\n`{args.curriculum}` by `{args.curriculum_column}`; the reference is "
+        f"{'that of the start' if args.curriculum_reference == 'initial' else 'the policy at the end of the stage before'}.\n\n"
+        f"| stage | rows | difficulty | epochs | last step | {''.join(f'{name} | ' for name in measured)}\n"
+        f"|---|---|---|---|---|{'---|' * len(measured)}\n" + "\n".join(line.rstrip() for line in lines) + "\n\n"
     )
 
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 ROW_NUMBER = "row_number"
 """Where the position in the data set travels with a row, so that an error can name it."""
 
-REFERENCE = "ref_logps"
-"""Where the cached log-probabilities of the reference travel with a row (`mfpo_trl.reference.VALUES`)."""
+REFERENCE = "ref_rows"
+"""Where the place of a row in the table of cached reference values travels with it (`mfpo_trl.reference.References`)."""
 
 IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
 

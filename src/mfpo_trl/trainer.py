@@ -22,9 +22,10 @@ from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
 from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
-from .reference import References, check_cacheable, score_reference
-from .rows import COLUMNS
+from .reference import VALUES, References, check_cacheable, score_reference
+from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
+from .staged import Curriculum, check_curriculum
 from .validation import check_dataset, has_images, image_tokens, is_stored, rows_without_regions
 
 logger = get_logger(__name__)
@@ -124,6 +125,10 @@ class MFPOTrainer(DPOTrainer):
         self._say_what_is_left_out()
         if cached:
             self._cache_reference()
+        self.curriculum = None
+        if args.curriculum != "none":
+            self.curriculum = Curriculum(self)
+            self.add_callback(self.curriculum)
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args
@@ -194,13 +199,15 @@ class MFPOTrainer(DPOTrainer):
             self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLUMNS]))
 
     def _remove_unused_columns(self, dataset, description=None):
-        reference = None if self.references is None else self.references.of(dataset)
+        first = None if self.references is None else self.references.first(dataset)
         dataset = super()._remove_unused_columns(dataset, description)
         if not self._is_vision_dataset or not isinstance(dataset, Dataset):
             return dataset
-        return _trl.NumberedRows.of(dataset, reference)
+        return _trl.NumberedRows.of(dataset, first)
 
     def _get_train_sampler(self, train_dataset=None):
+        if self.curriculum is not None:
+            return self.curriculum.sampler()
         if not self.args.group_by_prompt:
             return super()._get_train_sampler(train_dataset)
         return grouped_sampler(
@@ -223,6 +230,14 @@ class MFPOTrainer(DPOTrainer):
         options = options if isinstance(dataset, Dataset) else {}
         return dataset.map(_end_answers, fn_kwargs={"tokenizer": self._tokenizer}, **options)
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """TRL's, or with `curriculum_scheduler="restart"` that of each stage, one after the other."""
+        if self.curriculum is None or self.args.curriculum_scheduler == "single" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = self.curriculum.scheduler(optimizer or self.optimizer)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     # Step
 
     def _compute_loss(self, model, inputs, return_outputs):
@@ -231,7 +246,7 @@ class MFPOTrainer(DPOTrainer):
             self.layout = proven(self.layout, self, self.model)
         if not has_tables:
             inputs = from_preference_batch(inputs)
-        cached = inputs.get("ref_logps")
+        cached = self.references.values(inputs[REFERENCE]) if REFERENCE in inputs else None
         if "ref_chosen_logps" in inputs:
             # Of a data set without images, which TRL itself scores before training.
             cached = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
@@ -263,11 +278,14 @@ class MFPOTrainer(DPOTrainer):
         which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
         if cached is None:
             batch = policy.inputs, policy.branches, policy.pairs
-            cached = score_reference(self, batch, self._live_reference()).unbind(dim=1)
-        elif isinstance(cached, Tensor):
-            cached = cached.unbind(dim=1)
-        text_inputs["ref_chosen_logps"], text_inputs["ref_rejected_logps"] = cached[-2:]
-        return dict(zip(BRANCHES, cached, strict=False))
+            cached = score_reference(self, batch, self._live_reference())
+        if isinstance(cached, Tensor):
+            values = dict(zip(VALUES, cached.unbind(dim=1), strict=True))
+        else:
+            values = dict(zip(("chosen", "rejected"), cached, strict=True))
+        text_inputs["ref_chosen_logps"] = values.get("text_chosen", values["chosen"])
+        text_inputs["ref_rejected_logps"] = values.get("text_rejected", values["rejected"])
+        return {branch: values[branch] for branch in BRANCHES if branch in values}
 
     def _live_reference(self):
         if self.references is not None and (self._reference_given or not self._has_adapter):
@@ -317,6 +335,8 @@ class MFPOTrainer(DPOTrainer):
             self.accelerator,
             policy.inputs["attention_mask"],
         )
+        if self.curriculum is not None and mode == "train":
+            recorded |= self.curriculum.metrics()
         for name, value in recorded.items():
             self._metrics[mode][name].append(value)
 
@@ -364,6 +384,7 @@ def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
 
 def _check_arguments(args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool) -> None:
     """What does not go together, said before anything is loaded."""
+    check_curriculum(args, datasets["train_dataset"])
     if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
         raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
     if cached:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..rows import row_error
 from .semantic_entropy import Sampling, SemanticEntropy, entailment, placed
 
@@ -68,33 +66,6 @@ def build_difficulty(
         raise ValueError(f"unknown difficulty {name!r}; did you mean {nearest!r}? Known: {', '.join(DIFFICULTIES)}")
     options = Options(model, device, samples, temperature, max_new_tokens, nli_model, rao_blackwell, seed)
     return DIFFICULTIES[name](options)
-
-
-def stages(difficulties: Sequence[float] | np.ndarray, count: int = 3) -> np.ndarray:
-    """Cut rows into stages of equal size by the rank of their difficulty.
-
-    Args:
-        difficulties: (n,); of equal ones the first comes first.
-        count: number of stages, at least 1.
-
-    Returns:
-        (n,) int64 in [0, count), 0 for the easiest. Sizes differ by at most 1, the easier stages are the larger ones.
-
-    Raises:
-        ValueError: a difficulty that is not a number, or no stage.
-    """
-    values = np.asarray(difficulties, dtype=np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"difficulties have the shape {values.shape}; expected one number a row")
-    if count < 1:
-        raise ValueError(f"count={count}; expected at least 1 stage")
-    missing = int(np.isnan(values).sum())
-    if missing:
-        raise ValueError(f"{missing} of {len(values)} difficulties are not a number (NaN); score or drop those rows")
-    stage = np.empty(len(values), dtype=np.int64)
-    for number, members in enumerate(np.array_split(np.argsort(values, kind="stable"), count)):
-        stage[members] = number
-    return stage
 
 
 class AnswerLikelihood:

@@ -53,19 +53,32 @@ def shared_settings(steps: int, seed: int) -> dict[str, Any]:
 def align(
     method: str, base_dir: Path, processor: LlavaProcessor, pairs: Dataset, output_dir: Path, *, steps: int, seed: int
 ) -> tuple[LlavaForConditionalGeneration, list[dict[str, float]]]:
-    """Train the model in `base_dir` with one of the `METHODS`, its vision tower frozen, and save it.
+    """Train the model in `base_dir` with one of the `METHODS`, and save it.
 
     Returns:
         The trained model and the trainer's log.
     """
-    model = LlavaForConditionalGeneration.from_pretrained(base_dir)
-    model.model.vision_tower.requires_grad_(False)
     trainer_class, config_class, own = METHODS[method]
     args = config_class(str(output_dir), **shared_settings(steps, seed), **own)
-    trainer = trainer_class(model=model, args=args, train_dataset=pairs, processing_class=processor)
-    show_bar(trainer, f"{method:12}")
-    trainer.train()
-    model.save_pretrained(output_dir)
+    trainer = train_student(trainer_class, args, base_dir, processor, pairs, f"{method:12}")
+    trainer.model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     trainer.create_model_card(model_name=f"tiny-llava-{folder_name(method)}")
-    return model, trainer.state.log_history
+    return trainer.model, trainer.state.log_history
+
+
+def train_student(
+    trainer_class: type[DPOTrainer],
+    args: DPOConfig,
+    base_dir: Path,
+    processor: LlavaProcessor,
+    pairs: Dataset,
+    label: str,
+) -> DPOTrainer:
+    """Train the model in `base_dir`, its vision tower frozen; returns the trainer that did."""
+    model = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    model.model.vision_tower.requires_grad_(False)
+    trainer = trainer_class(model=model, args=args, train_dataset=pairs, processing_class=processor)
+    show_bar(trainer, label)
+    trainer.train()
+    return trainer
