@@ -1,37 +1,69 @@
 """`mfpo train`: a recipe, a model and a data set -> a trained model."""
 
 import difflib
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate.logging import get_logger
 from datasets import load_dataset, load_from_disk
+from torch import nn
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from .checkpoints import resume_point
 from .config import MFPOConfig
+from .hub import PushError, push_trained
+from .launch import command, launch
 from .rows import RowError
 from .trainer import MFPOTrainer
 
 logger = get_logger(__name__)
 
-NOT_LANGUAGE = r".*(vision|visual|image|projector|connector|merger|aligner).*"
+PROJECTOR = r"projector|connector|merger|aligner|image_newline"
+VISION_TOWER = r"vision|visual|image"
+NOT_LANGUAGE = rf".*({VISION_TOWER}|{PROJECTOR}).*"
 """Modules that LoRA leaves alone unless its targets are named: the vision tower and the projector, which `all-linear` would
 wrap as well and LLaVA's own recipes leave out."""
+
+EPILOG = """--config RECIPE reads fields from a YAML file. --accelerate-config NAME_OR_PATH [--num-processes N] starts the training
+with accelerate launch and that configuration, looked up in recipes/accelerate."""
+
+
+@dataclass
+class TrainModelConfig(ModelConfig):
+    """TRL's fields of the model, and what full fine-tuning leaves as it is; LoRA trains what it targets.
+
+    Args:
+        freeze_vision_tower, freeze_projector: keep these weights in full fine-tuning. Merger, connector and aligner are other
+            families' words for the projector.
+    """
+
+    freeze_vision_tower: bool = field(
+        default=True, metadata={"help": "Keep the vision tower as it is in full fine-tuning."}
+    )
+    freeze_projector: bool = field(
+        default=False, metadata={"help": "Keep the projector as it is in full fine-tuning."}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        script, training, model = parse(sys.argv[1:] if argv is None else argv)
+        if launched := command(argv):
+            launch(launched)
+        script, training, model = parse(argv)
         trainer = build(script, training, model)
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         return _fail(error)
     try:
         train(trainer, script)
-    except RowError as error:
+    except (RowError, PushError) as error:
         # Anything else may be a fault of ours, and keeps its traceback.
         return _fail(error)
     return 0
@@ -42,7 +74,7 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, ModelConfig]:
+def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelConfig]:
     """The fields of TRL's scripts and of `MFPOConfig`, from `--config recipe.yaml` and from the command line, which wins.
 
     Raises:
@@ -50,7 +82,7 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, ModelConfig
             an unusable value.
         OSError: the recipe cannot be read.
     """
-    kinds = (ScriptArguments, MFPOConfig, ModelConfig)
+    kinds = (ScriptArguments, MFPOConfig, TrainModelConfig)
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if argv[-1:] == ["--config"]:
         raise ValueError("--config needs the path of a recipe")
@@ -62,7 +94,7 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, ModelConfig
         for name in ("model_name_or_path", "dataset_name"):
             if name not in given:
                 raise ValueError(f"--{name} is needed")
-    return TrlParser(kinds, prog="mfpo train").parse_args_and_config(argv)
+    return TrlParser(kinds, prog="mfpo train", epilog=EPILOG).parse_args_and_config(argv)
 
 
 def recipe_keys(recipe: Path, known: set[str]) -> list[str]:
@@ -78,8 +110,16 @@ def recipe_keys(recipe: Path, known: set[str]) -> list[str]:
     return list(content)
 
 
-def build(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> MFPOTrainer:
-    """Load the data and the model into a trainer."""
+def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
+    """Load the data and the model into a trainer, with what is not trained frozen.
+
+    Raises:
+        ValueError: fields that cannot be used, or a checkpoint that is not complete.
+    """
+    adapter = peft_config(model)
+    training.resume_from_checkpoint = resume_point(
+        training.resume_from_checkpoint, training.output_dir, training.save_only_model
+    )
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -87,26 +127,59 @@ def build(script: ScriptArguments, training: MFPOConfig, model: ModelConfig) -> 
         **(training.model_init_kwargs or {}),
     }
     data = load(script)
-    return MFPOTrainer(
+    trainer = MFPOTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=split_of(data, script.dataset_train_split),
         eval_dataset=None if training.eval_strategy == "no" else split_of(data, script.dataset_test_split),
         quantization_config=get_quantization_config(model),
-        peft_config=peft_config(model),
+        peft_config=adapter,
     )
+    if adapter is None:
+        # The optimizer is made, and the model sharded, when training begins.
+        frozen = [part for part in ("vision tower", "projector") if getattr(model, f"freeze_{part.replace(' ', '_')}")]
+        freeze(trainer.model, frozen)
+    return trainer
+
+
+def part_of(name: str) -> str:
+    """The part of a vision-language model that a parameter belongs to by its name: vision tower, projector or language model."""
+    if re.search(PROJECTOR, name):
+        return "projector"
+    return "vision tower" if re.search(VISION_TOWER, name) else "language model"
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Switch off the gradients of these parts.
+
+    Raises:
+        ValueError: the model has no parameter of a part, by its names.
+    """
+    found = Counter()
+    for name, parameter in model.named_parameters():
+        if (part := part_of(name)) in parts:
+            parameter.requires_grad_(False)
+            found[part] += 1
+    for part in parts:
+        if not found[part]:
+            raise ValueError(
+                f"{type(model).__name__} has no parameters that are named like a {part}; "
+                f"set freeze_{part.replace(' ', '_')} to false"
+            )
+    logger.info(f"Frozen: {', '.join(parts) or 'nothing'}")
 
 
 def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     """Train, save and, where asked, push."""
     training = trainer.args
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.save_model(training.output_dir)
-    # After training, so that the card tells the final state; `push_to_hub` writes it again with the data set's name.
+    # The word keeps it from pushing before there is a card.
+    trainer.save_model(training.output_dir, _internal_call=True)
+    # After training, so that the card tells the final state.
     trainer.create_model_card(dataset_name=script.dataset_name)
     trainer.accelerator.print(f"The model and its card are in {training.output_dir}")
     if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.accelerator.print(f"The model is at {push_trained(trainer)}")
     trainer.end()
 
 
@@ -134,9 +207,18 @@ def split_of(data: Any, split: str) -> Any:
     return data[split]
 
 
-def peft_config(model: ModelConfig) -> Any:
-    """TRL's adapter configuration, on the language part's linear layers where no target is named."""
+def peft_config(model: TrainModelConfig) -> Any:
+    """TRL's adapter configuration, on the language part's linear layers where no target is named.
+
+    Raises:
+        ValueError: an adapter, and a vision tower that is to be trained in full.
+    """
     config = get_peft_config(model)
+    if config is not None and not model.freeze_vision_tower:
+        raise ValueError(
+            "freeze_vision_tower=False is of full fine-tuning; with use_peft, name the tower's modules in "
+            "lora_target_modules or lora_modules_to_save"
+        )
     if config is not None and model.lora_target_modules is None:
         config.target_modules, config.exclude_modules = "all-linear", NOT_LANGUAGE
         logger.info("LoRA on the linear layers of the language model; set --lora_target_modules to change it")
