@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of everything; the figures mean nothing")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures of every seed")
     args = parser.parse_args()
-    # As the demo does, so that the sums are in the same order on every machine.
+    # As the demo does.
     torch.set_num_threads(1)
     results = {}
     for seed in args.seeds:

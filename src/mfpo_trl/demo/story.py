@@ -73,7 +73,7 @@ def run(output_dir: Path, seed: int = 0, ablation: bool = False, quick: bool = F
     methods = ("DPO", "DPO + anchor", "MFPO") if ablation else ("DPO", "MFPO")
     output_dir.mkdir(parents=True, exist_ok=True)
     # Matrices this small gain nothing from a second thread, which on a busy machine only waits for its turn; and one
-    # thread sums in the same order on every machine.
+    # thread always sums in the same order. Other processors may round differently.
     torch.set_num_threads(1)
     console = Console(highlight=False)
     test = make_scenes(plan.scenes_to_test, world_seed(seed, SCENES_TO_TEST), NONE)
