@@ -254,7 +254,10 @@ def check_data_set(hub, folder, done):
     assert json.loads(files["report.json"])["rows_out"] == 6
     assert f"The data set is at {hub.url}/datasets/user/data" in done.stdout
     failed = next(line for line in done.stderr.splitlines() if line.startswith("mfpo build: error: user/data"))
-    assert REFUSED[BAD] in failed and failed.endswith(f"try again with: mfpo push {folder / 'set'} user/data")
+    assert REFUSED[BAD] in failed and failed.endswith(
+        f"try again with: mfpo push {folder / 'set'} user/data --private"
+    )
+    assert hub.repos["datasets", "user/data"].private
 
     again = push(hub, folder, folder / "set", "user/again", "--private")
     assert (again.returncode, again.stdout) == (0, f"{hub.url}/datasets/user/again\n")
@@ -338,7 +341,10 @@ def built(folder: Path) -> None:
         tiny.picture(n).save(folder / f"{n}.png")
     source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     arguments = ["build", f"--dataset={source}", f"--output={folder / 'set'}", "--grounder=random", "--part-rows=3"]
-    arguments += ["--difficulty=mask-area", "--push-to-hub=user/data"]
+    arguments += ["--difficulty=mask-area", "--push-to-hub=user/data", "--private"]
+    # Without a token nothing is begun, with one that does not do the finished rows are kept.
+    del os.environ["HF_TOKEN"]
+    assert main(arguments) == 1 and not (folder / "set").exists()
     os.environ["HF_TOKEN"] = BAD
     assert main(arguments) == 1 and len(list((folder / "set" / "data").glob("*.parquet"))) == 2
     os.environ["HF_TOKEN"] = WRITES

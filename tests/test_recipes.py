@@ -142,7 +142,11 @@ def test_every_recipe_has_the_objective_of_its_method(path):
     settings = yaml.safe_load(path.read_text())
     method = yaml.safe_load((RECIPES / "methods" / f"{kind(path)[0]}.yaml").read_text())
     assert {name: settings.get(name, "absent") for name in method} == method
-    objective = {name for name in settings if re.search("loss_weight|anchor|corruption|beta|max_length|ref_log|curriculum", name)}
+    objective = {
+        name
+        for name in settings
+        if re.search("loss_weight|anchor|corruption|beta|max_length|ref_log|curriculum", name)
+    }
     assert objective == set(method)
 
 

@@ -90,11 +90,7 @@ def push(
             `repo` is no id.
         PushError: there is no token, or the Hub did not take the files; says what the Hub said and how to try again.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.utils import validate_repo_id
-
     folder = Path(folder)
-    validate_repo_id(repo)
     check_folder(folder, repo_type)
     files = files_to_push(folder, allow or {"model": MODEL_FILES, "dataset": DATASET_FILES}[repo_type])
     if "README.md" not in files:
@@ -106,9 +102,10 @@ def push(
     again += ["--revision", revision] if revision else []
     again += ["--type", repo_type] if repo_type != kind_of(folder) else []
     kept = f"The files are kept in {folder}; try again with: {shlex.join(again)}"
-    token = token or get_token()
-    if not token:
-        raise PushError(f"the Hub needs a token with write access, and there is none: {LOG_IN}. {kept}")
+    try:
+        token = token_for(repo, token)
+    except PushError as error:
+        raise PushError(f"{error}. {kept}") from None
     refuse_tokens(folder, files, token)
     for wait in (*WAITS, None):
         try:
@@ -121,6 +118,27 @@ def push(
             logger.warning("%s; trying again in %g s", said, wait)
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def token_for(repo: str, token: str | None = None) -> str:
+    """The token to push with; worth asking before the work whose result is to be pushed.
+
+    Args:
+        repo: id on the Hub.
+        token: taken if given; else that of `hf auth login` or of HF_TOKEN.
+
+    Raises:
+        ValueError: `repo` is no id.
+        PushError: there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo)
+    token = token or get_token()
+    if not token:
+        raise PushError(f"the Hub needs a token with write access, and there is none: {LOG_IN}")
+    return token
 
 
 def push_trained(trainer: "MFPOTrainer") -> str | None:

@@ -1,8 +1,6 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
-import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,19 +11,19 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from . import _trl
+from .arguments import as_mfpo_config, check_arguments, follow_log_level, has_image_column, named_evaluations
 from .branches import from_preference_batch, has_branch, of_pairs, split_batch
 from .collator import MFPOCollator, build_collator, end_completion
-from .config import MFPOConfig
 from .forward import prepare
 from .layout import Layout, choose_layout, proven
 from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import batch_metrics
 from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
-from .reference import VALUES, References, check_cacheable, score_reference
+from .reference import VALUES, References, score_reference
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
-from .staged import Curriculum, check_curriculum
+from .staged import Curriculum
 from .validation import check_dataset, has_images, image_tokens, is_stored, rows_without_regions
 
 logger = get_logger(__name__)
@@ -86,14 +84,14 @@ class MFPOTrainer(DPOTrainer):
         peft_config=None,
     ):
         _trl.check_contract()
-        args = _as_mfpo_config(args, model)
-        _follow_log_level(args)
-        datasets = {"train_dataset": train_dataset, **dict(_named_evaluations(eval_dataset))}
-        cached = args.precompute_ref_log_probs and _has_image_column(train_dataset)
-        _check_arguments(args, datasets, data_collator, cached)
+        args = as_mfpo_config(args, model)
+        follow_log_level(args)
+        datasets = {"train_dataset": train_dataset, **dict(named_evaluations(eval_dataset))}
+        cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
+        check_arguments(args, datasets, data_collator, cached)
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
-        if args.accelerator_config.dispatch_batches is None and _has_image_column(train_dataset):
+        if args.accelerator_config.dispatch_batches is None and has_image_column(train_dataset):
             # Sent from rank 0, the tensors of a stream's batch are cut to the length of the first one.
             args.accelerator_config.dispatch_batches = False
         self.references = References(self) if cached else None
@@ -153,7 +151,7 @@ class MFPOTrainer(DPOTrainer):
     def _cache_reference(self) -> None:
         if not self.layout.proven:
             self.layout = proven(self.layout, self, self.references.model)
-        for name, dataset in (("train_dataset", self.train_dataset), *_named_evaluations(self.eval_dataset)):
+        for name, dataset in (("train_dataset", self.train_dataset), *named_evaluations(self.eval_dataset)):
             self.references.add(name, dataset)
         self.references.release()
         _trl.forget_reference_model(self)
@@ -299,7 +297,7 @@ class MFPOTrainer(DPOTrainer):
         """TRL's, with the reference of a data set that the trainer has not seen computed first where that is possible."""
         if self.references is not None and not isinstance(eval_dataset, str | None):
             can = not self._reference_given and (self._has_adapter or self.state.global_step == 0)
-            for name, dataset in _named_evaluations(eval_dataset):
+            for name, dataset in named_evaluations(eval_dataset):
                 if can and isinstance(dataset, Dataset) and is_stored(dataset):
                     self.references.add(name, dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -369,52 +367,6 @@ class MFPOTrainer(DPOTrainer):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             write_model_card(self, model_name, dataset_name)
-
-
-def _as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
-    if args is None:
-        name = model if isinstance(model, str) else model.config._name_or_path
-        return MFPOConfig(f"{name.rstrip('/').split('/')[-1]}-MFPO")
-    if isinstance(args, MFPOConfig):
-        return args
-    if isinstance(args, DPOConfig):
-        return MFPOConfig.from_dpo_config(args)
-    raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
-
-
-def _check_arguments(args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool) -> None:
-    """What does not go together, said before anything is loaded."""
-    check_curriculum(args, datasets["train_dataset"])
-    if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
-        raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
-    if cached:
-        check_cacheable(datasets, data_collator)
-    if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
-        raise ValueError(
-            "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
-            "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
-        )
-
-
-def _follow_log_level(args: DPOConfig) -> None:
-    """Show what this package logs where `log_level` asks for it, as transformers does for its own."""
-    if args.log_level == "passive":
-        return
-    package = logging.getLogger(__package__)
-    package.setLevel(args.get_process_log_level())
-    if not package.handlers and not logging.getLogger().handlers:
-        package.addHandler(logging.StreamHandler())
-
-
-def _has_image_column(dataset: Any) -> bool:
-    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
-
-
-def _named_evaluations(dataset: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(dataset, dict):
-        yield from ((f"eval_dataset[{name!r}]", own) for name, own in dataset.items())
-    elif dataset is not None:
-        yield "eval_dataset", dataset
 
 
 def _end_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def push(options: Any) -> None:
         options.output,
         options.push_to_hub,
         repo_type="dataset",
+        private=options.private,
         commit_message="Image-preference data built with mfpo_trl",
     )
     print(f"The data set is at {url}", flush=True)

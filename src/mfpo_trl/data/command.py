@@ -21,6 +21,14 @@ def add_build(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="a YAML recipe with these options as keys")
+    _add_rows(parser)
+    _add_images(parser)
+    _add_difficulty(parser)
+    _add_running(parser)
+    parser.set_defaults(run=_build)
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("source")
     source.add_argument("--dataset", help="an id on the Hub, a folder, or a parquet, .json or .jsonl file")
     source.add_argument(
@@ -29,6 +37,9 @@ def add_build(commands: Any) -> None:
     source.add_argument("--split", default="train")
     source.add_argument("--image-root", type=Path, help="the folder that image paths are relative to")
     source.add_argument("--limit", type=int, help="only the first rows of the source")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
     words = parser.add_argument_group("key words")
     words.add_argument("--top-k", type=int, default=5, help="key words of an answer")
     words.add_argument("--phi", type=float, default=1.0, help="exponent of the distance between words")
@@ -59,6 +70,9 @@ def add_build(commands: Any) -> None:
     )
     images.add_argument("--seed", type=int, default=0)
     images.add_argument("--materialize", action="store_true", help="store the dispreferred images too, as PNG")
+
+
+def _add_difficulty(parser: argparse.ArgumentParser) -> None:
     hard = parser.add_argument_group("difficulty")
     hard.add_argument(
         "--difficulty", help="nll (the default with --model), token-entropy, semantic-entropy, mask-area or none"
@@ -72,6 +86,9 @@ def add_build(commands: Any) -> None:
     )
     hard.add_argument("--rao-blackwell", action="store_true", help="weigh drawn answers by their probability")
     hard.add_argument("--stages", type=int, default=3, help="into how many the rows are cut by difficulty")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it runs")
     how.add_argument("--output", type=Path, help="folder of the data set")
     how.add_argument("--batch-size", type=int, default=8)
@@ -82,7 +99,7 @@ def add_build(commands: Any) -> None:
     how.add_argument("--shard-index", type=int, default=0, help="which of them this is, from 0")
     how.add_argument("--device", help="of the models; a GPU where there is one")
     how.add_argument("--push-to-hub", metavar="REPO", help="upload the finished data set")
-    parser.set_defaults(run=_build)
+    how.add_argument("--private", action="store_true", help="with --push-to-hub: nobody else may see it")
 
 
 def add_preview(commands: Any) -> None:

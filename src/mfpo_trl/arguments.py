@@ -1,0 +1,74 @@
+"""The arguments of a trainer, before anything is loaded."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOConfig
+
+from .config import MFPOConfig
+from .reference import check_cacheable
+from .staged import check_curriculum
+
+
+def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
+    """The configuration of a trainer; a plain `DPOConfig` means the defaults of what is added to it.
+
+    Raises:
+        TypeError: neither of the two.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return MFPOConfig(f"{name.rstrip('/').split('/')[-1]}-MFPO")
+    if isinstance(args, MFPOConfig):
+        return args
+    if isinstance(args, DPOConfig):
+        return MFPOConfig.from_dpo_config(args)
+    raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
+
+
+def check_arguments(args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool) -> None:
+    """What must go together, looked at before anything is loaded.
+
+    Args:
+        datasets: by the names of their arguments.
+        data_collator: the caller's own, if any.
+        cached: whether the reference's values of data with images are computed before training.
+
+    Raises:
+        ValueError: arguments that exclude each other.
+    """
+    check_curriculum(args, datasets["train_dataset"])
+    if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
+        raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
+    if cached:
+        check_cacheable(datasets, data_collator)
+    if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
+        raise ValueError(
+            "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
+            "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
+        )
+
+
+def follow_log_level(args: DPOConfig) -> None:
+    """Show what this package logs where `log_level` asks for it, as transformers does for its own."""
+    if args.log_level == "passive":
+        return
+    package = logging.getLogger(__package__)
+    package.setLevel(args.get_process_log_level())
+    if not package.handlers and not logging.getLogger().handlers:
+        package.addHandler(logging.StreamHandler())
+
+
+def has_image_column(dataset: Any) -> bool:
+    """Whether rows have a column for images; the first row of a stream says it for all."""
+    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
+
+
+def named_evaluations(dataset: Any) -> Iterator[tuple[str, Any]]:
+    """Data sets to evaluate on, each with what to call it."""
+    if isinstance(dataset, dict):
+        yield from ((f"eval_dataset[{name!r}]", own) for name, own in dataset.items())
+    elif dataset is not None:
+        yield "eval_dataset", dataset
