@@ -53,7 +53,7 @@ def main() -> None:
             results[seed] = measure(Path(folder), seed, args.orders, story.QUICK if args.quick else story.Plan())
         if args.output:
             args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    Console(width=120).print(table(results))
+    Console().print(table(results))
 
 
 def measure(folder: Path, seed: int, orders: list[str], plan: story.Plan) -> dict[str, dict[str, float]]:
@@ -81,20 +81,18 @@ def measure(folder: Path, seed: int, orders: list[str], plan: story.Plan) -> dic
 
 
 def table(results: dict[int, dict[str, dict[str, float]]]) -> Table:
-    """One row an order: CHAIRs with its 95 % interval, and coverage, for each seed and their mean."""
-    made = Table(title="CHAIRs % [95 % interval] / coverage %", title_justify="left")
+    """One row an order: CHAIRs and coverage for each seed and their mean."""
+    widest = max(own["chair_s_high"] - own["chair_s_low"] for found in results.values() for own in found.values()) / 2
+    title = f"CHAIRs % / coverage %; 95 % intervals of CHAIRs are at most {100 * widest:.1f} to each side"
+    made = Table(title=title, title_justify="left")
     made.add_column("order")
     for heading in (*(f"seed {seed}" for seed in results), "mean"):
         made.add_column(heading, justify="right")
     for order in next(iter(results.values())):
         scores = [found[order] for found in results.values()]
-        cells = [
-            f"{100 * own['chair_s']:.1f} \\[{100 * own['chair_s_low']:.1f}, {100 * own['chair_s_high']:.1f}]"
-            f" / {100 * own['coverage']:.1f}"
-            for own in scores
-        ]
-        average = " / ".join(f"{100 * mean(own[name] for own in scores):.1f}" for name in ("chair_s", "coverage"))
-        made.add_row(order, *cells, average)
+        shares = [(own["chair_s"], own["coverage"]) for own in scores]
+        shares.append((mean(own[0] for own in shares), mean(own[1] for own in shares)))
+        made.add_row(order, *(f"{100 * chairs:.1f} / {100 * coverage:.1f}" for chairs, coverage in shares))
     return made
 
 
