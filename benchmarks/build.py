@@ -250,9 +250,9 @@ def watched(clock: Clock) -> Iterator[None]:
 
     from mfpo_trl import dispreferred
     from mfpo_trl.data import stages
-    from mfpo_trl.data.build import Pipeline
     from mfpo_trl.data.grounding import ModelGrounder, NoRegions, RandomRegions
     from mfpo_trl.data.parts import Parts
+    from mfpo_trl.data.pipeline import Pipeline
     from mfpo_trl.data.reading import JsonRows
 
     functions = {
@@ -293,9 +293,9 @@ def measure_stages(options: Any) -> dict[str, Any]:
     """
     import pyarrow.parquet as pq
 
-    from mfpo_trl.data.build import Pipeline
-    from mfpo_trl.data.difficulty import stages
+    from mfpo_trl.curriculum import stages
     from mfpo_trl.data.parts import remember
+    from mfpo_trl.data.pipeline import Pipeline
     from mfpo_trl.data.report import PartReport
 
     pipeline = Pipeline(options)
@@ -360,7 +360,7 @@ def stages_report(folder: Path, dataset: str, grounder: dict[str, str], device: 
 
 
 def _options(output: Path, dataset: str, grounder: dict[str, str], device: str, **own: Any) -> Any:
-    from mfpo_trl.data.build import BuildOptions
+    from mfpo_trl.data.pipeline import BuildOptions
 
     return BuildOptions(
         dataset=dataset, output=output, device=device, batch_size=BATCH, progress=False, **grounder, **own

@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from llava import GEOMETRIES, LANGUAGE_PART, SPECIAL, Geometry, build_model, build_processor, pairs, six_pairs
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
@@ -135,13 +135,17 @@ class Measured:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        own = {"image_loss_weight": float(way.image_term), "corruption": "none"}
+        own = {
+            "image_loss_weight": float(way.image_term),
+            "corruption": "none",
+            "precompute_ref_log_probs": way.cached,
+        }
         own["prefix_sharing"] = "off" if way.layout == FLAT else "on"
         trainer, config = (DPOTrainer, DPOConfig) if way.trl else (MFPOTrainer, MFPOConfig)
         self.trainer = trainer(
             model=model,
             args=config(**settings, **({} if way.trl else own)),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=stored(rows, folder),
             processing_class=build_processor(geometry),
             peft_config=LORA,
         )
@@ -149,8 +153,6 @@ class Measured:
         self.trainer.current_gradient_accumulation_steps = 1
         self.trainer.model.activation_checkpointing_enable(settings["gradient_checkpointing_kwargs"])
         self.batch = next(iter(self.trainer.get_train_dataloader()))
-        if way.cached:
-            self.batch["ref_logps"] = torch.zeros(len(rows), 5, device=model.device)
 
     def __call__(self) -> None:
         self.trainer.training_step(self.trainer.model, dict(self.batch))
@@ -177,6 +179,13 @@ class Measured:
             events = json.loads(Path(file.name).read_text(encoding="utf-8"))["traceEvents"]
         events = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
         return max(accumulate(event["args"]["Bytes"] for event in events))
+
+
+def stored(rows: list, folder: Path) -> Dataset:
+    """The rows as a data set in a folder of its own, where its reference cache lies too."""
+    path = Path(tempfile.mkdtemp(dir=folder)) / "rows"
+    Dataset.from_list(rows).save_to_disk(path)
+    return load_from_disk(path)
 
 
 def measured(geometry: Geometry, rows: list, device: str, bits: int, repeats: int) -> dict[str, dict[str, float]]:

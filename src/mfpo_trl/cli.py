@@ -18,6 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train import main as train
 
         return train(argv[1:])
+    if argv[:1] == ["check"]:
+        # The same fields, and a few of its own.
+        from .check.command import main as check
+
+        return check(argv[1:])
     if argv[:1] == ["build"]:
         try:
             argv = ["build", *with_recipe(argv[1:])]
@@ -29,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command but the fields of `train`."""
+    """The parser of every command but the fields of `train` and `check`."""
     parser = argparse.ArgumentParser(
         prog="mfpo",
         description="Modality-Fair Preference Optimization: make a vision-language model answer because of the image.",
@@ -55,6 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_preview(commands)
     add_push(commands)
 
+    commands.add_parser(
+        "check",
+        help="find what would go wrong in a training, and what it needs, before it runs (mfpo check --help)",
+        add_help=False,
+    )
     commands.add_parser(
         "train",
         help="train a model on preference rows with MFPO (mfpo train --help lists the fields)",

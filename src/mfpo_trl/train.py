@@ -222,6 +222,9 @@ def peft_config(model: TrainModelConfig) -> Any:
     if config is not None and model.lora_target_modules is None:
         config.target_modules, config.exclude_modules = "all-linear", NOT_LANGUAGE
         logger.info("LoRA on the linear layers of the language model; set --lora_target_modules to change it")
+    elif config is not None and str(config.target_modules).isidentifier():
+        # TRL makes a text of a list of one, and PEFT takes a text for the pattern of a whole path.
+        config.target_modules = [config.target_modules]
     return config
 
 

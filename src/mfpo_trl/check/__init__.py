@@ -1,0 +1,1 @@
+"""`mfpo check`: what would go wrong in a training, found without training."""

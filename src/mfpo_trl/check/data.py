@@ -1,0 +1,202 @@
+"""What `mfpo check` finds in the data: its columns, and what the looks at its rows say together."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..config import MFPOConfig
+from ..rows import COLUMNS, ROW_NUMBER
+from .rows import Look
+from .table import OK, PROBLEM, WARNING, Finding, some
+
+RANKING = ("difficulty", "stage")
+"""Columns that order the rows of a curriculum, beside those that the collator reads."""
+
+LIKENESS = 0.85
+"""From which likeness on, by `difflib`, an unread column is taken for a misspelt one."""
+
+VISIBLE = 4.0
+"""Mean difference, of 255, from which on an image counts as changed outside of its regions: storing a photo again as JPEG of
+quality 75 stays just below."""
+
+
+def columns(dataset: Any) -> Finding:
+    """The columns: those that are needed, those that nobody reads, and those that look misspelt."""
+    names = dataset.column_names or list(next(iter(dataset), {}))
+    known = {*COLUMNS, *RANKING} - {ROW_NUMBER}
+    unread = [name for name in names if name not in known]
+    near = {name: difflib.get_close_matches(name.lower(), known - set(names), 1, LIKENESS) for name in unread}
+    misspelt = {name: found[0] for name, found in near.items() if found}
+    missing = [name for name in ("chosen", "rejected") if name not in names]
+    value = f"read: {', '.join(name for name in names if name in known) or 'none'}"
+    if unread:
+        value += f"; not read: {', '.join(unread)}"
+    details = {"columns": names, "not_read": unread, "misspelt": misspelt, "missing": missing}
+    advice = [f"column {name!r} is not read; rename it to {right!r}" for name, right in misspelt.items()]
+    advice += [f"there is no column {name!r}; every row needs 'chosen' and 'rejected'" for name in missing]
+    return Finding("columns", PROBLEM if advice else OK, value, "; ".join(advice), details)
+
+
+def findings(
+    looks: Sequence[Look], rows: int | None, training: MFPOConfig, tokens: bool, context: int | None
+) -> list[Finding]:
+    """Everything that the rows say.
+
+    Args:
+        looks: at the rows that were read.
+        rows: of the data set; None for a stream.
+        training: says which terms have weight, and the lengths.
+        tokens: whether tokens were counted.
+        context: positions that the model was made for, where known.
+    """
+    good = [look for look in looks if look.error is None]
+    found = [_valid(looks, rows)]
+    if good and tokens:
+        found += [_lengths(good, training.max_length, context), _ends(good, training.add_eos)]
+    if good:
+        found += [_answers(good, training.text_loss_weight), *_images(good, training)]
+    return found
+
+
+def _valid(looks: Sequence[Look], rows: int | None) -> Finding:
+    bad = [look for look in looks if look.error is not None]
+    of = "of a stream" if rows is None else f"of {rows}"
+    details = {
+        "read": len(looks),
+        "rows": rows,
+        "invalid": [{"row": look.number, "field": _field(look.error), "error": look.error} for look in bad],
+    }
+    if not looks:
+        return Finding(
+            "rows", PROBLEM, "the data set has no rows", "check dataset_name and dataset_train_split", details
+        )
+    if not bad:
+        return Finding("rows", OK, f"{len(looks)} {of} read, all valid", details=details)
+    errors = some(list(dict.fromkeys(look.error for look in bad)))
+    value = f"{len(bad)} of the {len(looks)} rows that were read ({of}) cannot be used:\n{errors}"
+    return Finding("rows", PROBLEM, value, "training stops at the first of them; mend or remove them", details)
+
+
+def _field(error: str) -> str | None:
+    found = re.search(r"field '(\w+)': ", error)
+    return found and found[1]
+
+
+def _named(looks: Sequence[Look]) -> str:
+    """The numbers of the first rows, and how many more there are."""
+    numbers = [str(look.number) for look in looks]
+    return ("row " if len(numbers) == 1 else "rows ") + ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+
+
+def _lengths(looks: Sequence[Look], max_length: int | None, context: int | None) -> Finding:
+    longest = max(looks, key=lambda look: look.length)
+    lengths = [look.length for look in looks]
+    value = (
+        f"median {int(np.median(lengths))}, longest {longest.length} (row {longest.number}: {longest.image} of the image, "
+        f"{longest.prompt - longest.image} of the prompt, {longest.length - longest.prompt} of the answer)"
+    )
+    lost = [look for look in looks if not look.has_room(max_length)]
+    cut = [look for look in looks if look.has_room(max_length) and look.length > (max_length or look.length)]
+    details = {
+        "max_length": max_length,
+        "median": float(np.median(lengths)),
+        "longest": longest.length,
+        "longest_row": longest.number,
+        "image_tokens": longest.image,
+        "without_room": [look.number for look in lost],
+        "cut": [look.number for look in cut],
+    }
+    value += "; max_length cuts nothing" if max_length is None else f"; max_length {max_length}"
+    if lost:
+        value += f"\nno room for the answer, or not even for the image: {len(lost)} of {len(looks)} ({_named(lost)})"
+    if cut:
+        value += f"\nthe end of an answer is cut, and not scored: {len(cut)} of {len(looks)} ({_named(cut)})"
+    room = max(look.length for look in [*lost, *cut]) if lost or cut else 0
+    advice = f"raise max_length to at least {room}, or set it to null, which cuts nothing" if room else ""
+    status = PROBLEM if lost else WARNING if cut else OK
+    if context is not None and min(longest.length, max_length or longest.length) > context:
+        status = max(status, WARNING, key=(OK, WARNING, PROBLEM).index)
+        value += f"\nthe model was made for {context} positions"
+        advice = "; ".join(filter(None, [advice, f"shorten the rows that are longer than {context} tokens"]))
+    return Finding("token lengths", status, value, advice, details)
+
+
+def _ends(looks: Sequence[Look], add_eos: bool) -> Finding:
+    bare = [look for look in looks if look.unended]
+    details = {"add_eos": add_eos, "unended": [{"row": look.number, "answers": look.unended} for look in bare]}
+    if not bare:
+        by = "add_eos" if add_eos else "the chat template"
+        return Finding("end of answers", OK, f"scored in all {len(looks)} rows ({by})", details=details)
+    value = f"not scored in {len(bare)} of {len(looks)} rows ({_named(bare)}): nothing teaches the model to stop there"
+    return Finding("end of answers", WARNING, value, "set add_eos: true", details)
+
+
+def _answers(looks: Sequence[Look], weight: float) -> Finding:
+    equal = [look for look in looks if look.same_answer]
+    details = {"equal": [look.number for look in equal]}
+    if not equal:
+        return Finding("answers", OK, "chosen differs from rejected in every row", details=details)
+    value = f"chosen equals rejected in {len(equal)} of {len(looks)} rows ({_named(equal)})"
+    advice = "their text term teaches nothing; remove these rows" if weight else "no text term has weight; harmless"
+    return Finding("answers", PROBLEM if weight else WARNING, value, advice, details)
+
+
+def _images(looks: Sequence[Look], training: MFPOConfig) -> list[Finding]:
+    shown = [look for look in looks if look.images]
+    without = len(looks) - len(shown)
+    details: dict[str, Any] = {"with_images": len(shown), "without_images": without}
+    if "corrupted" not in training.branches:
+        value = "none are made: the image term has no weight"
+        return [Finding("rejected images", OK, value, details=details)]
+    if not shown:
+        alone = not (training.text_loss_weight or training.anchor_loss_weight)
+        rest = "" if alone else ", the others are trained"
+        value = f"no row has an image: the image term has nothing to read{rest}"
+        advice = "set image_loss_weight: 0, or use rows with images"
+        return [Finding("rejected images", PROBLEM if alone else WARNING, value, advice, details)]
+    return [_differences(shown, without, details), _regions(shown, training)]
+
+
+def _differences(shown: Sequence[Look], without: int, details: dict[str, Any]) -> Finding:
+    same = [look for look in shown if look.identical]
+    spilt = [look for look in shown if look.outside is not None and look.outside >= VISIBLE]
+    inside = [look.inside for look in shown if look.inside is not None]
+    outside = [look.outside for look in shown if look.outside is not None]
+    details |= {
+        "inside": float(np.mean(inside)) if inside else None,
+        "outside": float(np.mean(outside)) if outside else None,
+        "identical": [look.number for look in same],
+        "changed_outside": [look.number for look in spilt],
+    }
+    where = "inside of the regions" if outside else "of the whole image"
+    value = f"mean difference {np.mean(inside):.1f} of 255 {where}" if inside else "no pixel is compared"
+    value += f", {np.mean(outside):.1f} outside" if outside else ""
+    value += f"; {without} rows have no image" if without else ""
+    advice = []
+    if same:
+        value += f"\nequal to the image: {len(same)} of {len(shown)} ({_named(same)})"
+        advice.append(
+            "an image that equals its rejected one teaches the image term nothing; mend or remove these rows"
+        )
+    if spilt:
+        value += f"\nchanged outside of the key regions too: {len(spilt)} of {len(shown)} ({_named(spilt)})"
+        advice.append("the model may tell these images apart by something else than their key regions")
+    return Finding("rejected images", PROBLEM if same else WARNING if spilt else OK, value, "; ".join(advice), details)
+
+
+def _regions(shown: Sequence[Look], training: MFPOConfig) -> Finding:
+    bare = [look for look in shown if not (look.regions or look.own)]
+    details = {"without_regions": [look.number for look in bare], "corruption_region": training.corruption_region}
+    own = sum(look.own for look in shown)
+    value = f"{sum(look.regions for look in shown)} of {len(shown)} rows with an image have some"
+    value += f"; {own} bring their rejected images" if own else ""
+    if not bare or training.corruption_region in ("global", "random"):
+        return Finding("key regions", OK, f"{value}; corruption_region {training.corruption_region}", details=details)
+    advice = (
+        "without, the whole image is corrupted; `mfpo build` finds regions, and corruption_region: global says that the "
+        "whole image is meant"
+    )
+    return Finding("key regions", WARNING, f"{value}; without: {_named(bare)}", advice, details)

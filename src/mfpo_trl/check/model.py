@@ -1,0 +1,204 @@
+"""What `mfpo check` finds about the model: built from its configuration without weights, adapted and laid out."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from ..config import MFPOConfig
+from ..forward import unwrapped
+from ..layout import Layout, choose_layout
+from ..packing import FLAT
+from ..train import TrainModelConfig, freeze, part_of, peft_config
+from .table import OK, PROBLEM, WARNING, Finding
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass
+class Model:
+    """A model without weights, as training would adapt it.
+
+    Args:
+        model: on the meta device, inside of an adapter where one is trained.
+        adapter: whether there is one.
+        targets: the modules that it wraps.
+    """
+
+    model: nn.Module
+    adapter: bool
+    targets: list[str]
+
+
+def check_name(settings: TrainModelConfig) -> None:
+    """Raise ValueError for a path that is not there; it would be looked up on the Hub, and the message say so."""
+    name = settings.model_name_or_path
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+        raise ValueError(f"model_name_or_path is {name!r}, and there is no such folder")
+
+
+def processor_of(settings: TrainModelConfig, training: MFPOConfig) -> Any:
+    """The model's processor, as the trainer loads it.
+
+    Raises:
+        ValueError: it is a tokenizer only.
+        Exception: it cannot be loaded.
+    """
+    check_name(settings)
+    processor = AutoProcessor.from_pretrained(
+        settings.model_name_or_path,
+        revision=settings.model_revision,
+        trust_remote_code=training.trust_remote_code,
+    )
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"{settings.model_name_or_path} has a {type(processor).__name__} and no processor of images")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def skeleton(settings: TrainModelConfig, training: MFPOConfig) -> PreTrainedModel:
+    """The model from its configuration, on the meta device: every name, shape and type, no weight and no memory.
+
+    Raises:
+        Exception: there is no such configuration, or it is not that of a vision-language model.
+    """
+    check_name(settings)
+    given = dict(training.model_init_kwargs or {})
+    config = AutoConfig.from_pretrained(
+        settings.model_name_or_path,
+        revision=given.get("revision", settings.model_revision),
+        trust_remote_code=training.trust_remote_code,
+    )
+    dtype = given.get("dtype", settings.dtype)
+    if dtype in (None, "auto"):
+        dtype = config.dtype or torch.float32
+    kernel = given.get("attn_implementation", settings.attn_implementation)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(
+            config,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+            trust_remote_code=training.trust_remote_code,
+            **({"attn_implementation": kernel} if kernel else {}),
+        )
+
+
+def adapted(model: PreTrainedModel, settings: TrainModelConfig) -> Model:
+    """The same model with its adapter, or with what full fine-tuning leaves as it is switched off.
+
+    Raises:
+        ValueError: targets that match nothing, a part that is not there, quantised weights without an adapter.
+    """
+    config = peft_config(settings)
+    if config is None:
+        if settings.load_in_4bit or settings.load_in_8bit:
+            raise ValueError("quantised weights cannot be trained; set use_peft: true, or load_in_4bit: false")
+        freeze(
+            model,
+            [part for part in ("vision tower", "projector") if getattr(settings, f"freeze_{part.replace(' ', '_')}")],
+        )
+        return Model(model, False, [])
+    try:
+        wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
+    except ValueError as error:
+        named = config.target_modules
+        if isinstance(named, str) and named != "all-linear":
+            # TRL takes a list of one for its only entry, and PEFT a string for an expression.
+            hint = f"a single target is a regular expression of the whole name: write .*{named}, or name several"
+            raise ValueError(f"{error} ({hint})") from error
+        raise
+    prefix = "base_model.model."
+    targets = [
+        name.removeprefix(prefix) for name, module in wrapped.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
+    return Model(wrapped, True, targets)
+
+
+def available(settings: TrainModelConfig, model: PreTrainedModel) -> Finding:
+    """That the model could be built, and that a local folder has weights."""
+    name = settings.model_name_or_path
+    count = sum(parameter.numel() for parameter in model.parameters())
+    value = f"{name}: {type(model).__name__}, {count:,} parameters"
+    details = {"parameters": count, "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch.")}
+    folder = Path(name)
+    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        return Finding("model", PROBLEM, f"{value}; the folder has no weights", "download or save them there", details)
+    return Finding("model", OK, value, details=details)
+
+
+def targets(found: Model) -> Finding | None:
+    """What the adapter wraps, by part of the model and by kind of layer; None for full fine-tuning."""
+    if not found.adapter:
+        return None
+    parts: dict[str, Counter[str]] = {}
+    for name in found.targets:
+        parts.setdefault(part_of(name), Counter())[name.rsplit(".", 1)[-1]] += 1
+    lines = [
+        f"{part}: {sum(kinds.values())} ({', '.join(f'{kind} {count}' for kind, count in sorted(kinds.items()))})"
+        for part, kinds in parts.items()
+    ]
+    details = {"modules": found.targets, "by_part": {part: dict(kinds) for part, kinds in parts.items()}}
+    value = "\n".join(lines)
+    head = unwrapped(found.model).get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        advice = (
+            "the LM head's weights are read directly, so that an adapter on it is refused; leave it out of the targets"
+        )
+        return Finding("LoRA targets", PROBLEM, value, advice, details)
+    if "vision tower" in parts:
+        advice = (
+            "the adapter reaches the vision tower, which the published recipes leave as it is; without lora_target_modules "
+            "it stays on the language model"
+        )
+        return Finding("LoRA targets", WARNING, value, advice, details)
+    return Finding("LoRA targets", OK, value, details=details)
+
+
+def trainable(found: Model) -> Finding:
+    """How many parameters are trained, of which parts."""
+    parts, everything = Counter(), 0
+    for name, parameter in found.model.named_parameters():
+        everything += parameter.numel()
+        parts[part_of(name)] += parameter.numel() if parameter.requires_grad else 0
+    trained = sum(parts.values())
+    details = {
+        "trained": trained,
+        "all": everything,
+        "by_part": {part: count for part, count in parts.items() if count},
+    }
+    said = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
+    value = f"{trained:,} of {everything:,} ({trained / max(everything, 1):.2%}): {said or 'none'}"
+    if not trained:
+        return Finding("trainable parameters", PROBLEM, value, "nothing is trained; unfreeze a part", details)
+    return Finding("trainable parameters", OK, value, details=details)
+
+
+def laid_out(found: Model, training: MFPOConfig) -> tuple[Layout, Finding]:
+    """The layout that would run, and why.
+
+    Raises:
+        ValueError: `prefix_sharing="on"` where it is not possible.
+    """
+    text = unwrapped(found.model).config.get_text_config()
+    coefficient = training.router_aux_loss_coef
+    coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
+    router_loss = hasattr(text, "output_router_logits") and coefficient != 0.0
+    layout = choose_layout(found.model, training.prefix_sharing, router_loss)
+    value, details = f"{layout.name}: {layout.reason}", {"layout": layout.name, "reason": layout.reason}
+    if layout.name == FLAT and training.prefix_sharing == "auto":
+        advice = "every branch has a row of its own, with its image and prompt again: slower, the same numbers"
+        return layout, Finding("layout", WARNING, value, advice, details)
+    if not layout.proven:
+        value += "; training compares it with flat rows on its first batch, and stops where they differ"
+    return layout, Finding("layout", OK, value, details=details)
+
+
+def positions(found: Model) -> int | None:
+    """How many positions the language part was made for, where its configuration says so."""
+    return getattr(found.model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,137 @@
+"""The checks of `mfpo check` in their order. Each stands by itself: one that fails is a finding and hides no other."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..layout import Layout
+from ..packing import FLAT
+from ..train import load, parse, split_of
+from . import data, memory, model, rows
+from .formulas import GIB, Engine
+from .step import tried
+from .table import PROBLEM, WARNING, Finding
+
+
+class Preflight:
+    """The checks of one training, and what they hand on to each other: None, or nothing, where one failed.
+
+    Args:
+        fields: those of `mfpo train`.
+        engine: on which devices it would run.
+        rows: how many to look at.
+        gpu_memory: GiB of a device; that of this machine's where None.
+
+    Raises:
+        ValueError: fields that cannot be used.
+    """
+
+    def __init__(self, fields: Sequence[str], engine: Engine, rows: int = 256, gpu_memory: float | None = None):
+        self.fields, self.engine, self.rows, self.gpu_memory = list(fields), engine, rows, gpu_memory
+        self.script, self.training, self.settings = parse(self.fields)
+        self.cuda = torch.cuda.is_available() and not self.training.use_cpu
+        self.processor: Any = None
+        self.dataset: Any = None
+        self.model: model.Model | None = None
+        self.adapted = False
+        self.layout: Layout | None = None
+        self.longest: list[tuple[int, Mapping[str, Any]]] = []
+
+    def findings(self, try_forward: str = "no") -> Iterator[Finding]:
+        """Everything that is found.
+
+        Args:
+            try_forward: `yes`, `no`, or `auto`: where there is a CUDA device.
+        """
+        # Before the rows, because the layout says which of them is the largest; shown behind them.
+        name = self.settings.model_name_or_path
+        advice = "check model_name_or_path, model_revision and attn_implementation, and the network or the cache"
+        of_model = list(_tried("model", self._build, advice, name))
+        if self.model is not None:
+            of_model += _tried("adapter", self._adapt, "check use_peft, the lora_ fields and the freeze_ fields")
+            of_model += _tried("layout", self._lay_out, "set prefix_sharing: auto")
+        yield from _tried("processor", self._process, "its files belong beside those of the model", name)
+        yield from _tried("data set", self._load, "check dataset_name, dataset_config and dataset_train_split")
+        if self.dataset is not None:
+            yield from _tried("rows", self._look, "mend the data set or the fields of the corruption")
+        yield from of_model
+        if self.adapted:
+            yield from _tried("memory", self._reckon, "the other findings may say why")
+        if try_forward == "yes" or (try_forward == "auto" and self.cuda):
+            yield self._try()
+
+    def _process(self) -> list[Finding]:
+        self.processor = model.processor_of(self.settings, self.training)
+        return []
+
+    def _load(self) -> list[Finding]:
+        self.dataset = split_of(load(self.script), self.script.dataset_train_split)
+        return [data.columns(self.dataset)]
+
+    def _build(self) -> list[Finding]:
+        built = model.skeleton(self.settings, self.training)
+        self.model = model.Model(built, False, [])
+        return [model.available(self.settings, built)]
+
+    def _adapt(self) -> list[Finding]:
+        self.model = model.adapted(self.model.model, self.settings)
+        self.adapted = True
+        return [*filter(None, [model.targets(self.model)]), model.trainable(self.model)]
+
+    def _lay_out(self) -> list[Finding]:
+        self.layout, finding = model.laid_out(self.model, self.training)
+        return [finding]
+
+    def _look(self) -> list[Finding]:
+        looker = rows.Looker(self.training, self.processor, self.dataset)
+        looks, longest = [], []
+        for number, row in rows.read(self.dataset, self.rows):
+            looks.append(look := looker(number, row))
+            if look.error is None and look.has_room(self.training.max_length):
+                # A micro-batch of the longest, and not of the longest one again and again, which is scored once.
+                longest = sorted([*longest, (self._size(look), number, row)], key=lambda one: -one[0])
+                longest = longest[: self.training.per_device_train_batch_size]
+        self.longest = [(number, row) for _, number, row in longest]
+        total = len(self.dataset) if isinstance(self.dataset, Dataset) else None
+        context = self.model and model.positions(self.model)
+        return data.findings(looks, total, self.training, self.processor is not None, context)
+
+    def _size(self, look: rows.Look) -> int:
+        return look.length if self.layout is None or self.layout.name == FLAT else look.size
+
+    def _reckon(self) -> list[Finding]:
+        batch = None
+        if self.longest and self.layout is not None and self.processor is not None:
+            row = self.longest[0][1]
+            batch = memory.micro_batch(row, self.training, self.processor, self.dataset, self.layout.name)
+        limit = None
+        if self.gpu_memory is not None:
+            limit = self.gpu_memory * GIB
+        elif self.cuda:
+            limit = float(torch.cuda.get_device_properties(0).total_memory)
+        return memory.memory(self.model, self.settings, self.training, self.engine, batch, limit)
+
+    def _try(self) -> Finding:
+        if not self.longest or self.layout is None or not self.adapted:
+            return Finding("trial step", WARNING, "not tried: no row or no model to try", "mend the problems above")
+        if self.engine.stage and self.engine.processes > 1:
+            why = f"not tried: {self.engine.processes} devices share the model out, and this is one process"
+            return Finding("trial step", WARNING, why, "the first steps of the training itself show it: --max_steps 2")
+        return tried(self.fields, self.dataset, self.longest, self.training.per_device_train_batch_size, self.cuda)
+
+
+def _tried(name: str, check: Callable[[], list[Finding]], advice: str, about: str = "") -> Iterator[Finding]:
+    """What a check finds; where it fails, that is what it finds, with what it was `about`."""
+    try:
+        yield from check()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if not isinstance(error, ValueError | OSError):
+            # Whose message alone may say little.
+            said = f"{type(error).__name__}: {said}"
+        if about not in said:
+            said = f"{about}: {said}"
+        said = said[:500] + ("…" if len(said) > 500 else "")
+        yield Finding(name, PROBLEM, said, advice, {"error": type(error).__name__})
