@@ -4,18 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from mfpo_trl.collator import MFPOCollator
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 PROCESSES = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "use_cpu": True}
 ENGINES = {
+    "ddp": {"distributed_type": "MULTI_GPU"},
     "zero2": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}},
     "zero3": {
         "distributed_type": "DEEPSPEED",
@@ -28,8 +31,17 @@ ENGINES = {
             "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
             "fsdp_reshard_after_forward": True,
             "fsdp_state_dict_type": "FULL_STATE_DICT",
+            # accelerate would look for every class that CLIP must not be split at, and a LLaVA has no CLIPTextEmbeddings.
+            "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer,CLIPEncoderLayer",
         },
     },
+}
+
+RUNS_AS = {
+    "ddp": ("DDP (gloo)", "DistributedDataParallel"),
+    "zero2": ("DeepSpeed ZeRO-2", "DeepSpeedEngine"),
+    "zero3": ("DeepSpeed ZeRO-3", "DeepSpeedEngine"),
+    "fsdp2": ("FSDP2", "FSDP"),
 }
 
 
@@ -41,10 +53,22 @@ def weights(tmp_path_factory):
     return folder
 
 
+@cache
+def build_deepspeed_extension() -> None:
+    """DeepSpeed compiles its communication at the first start; here before two processes ask for it at once. Minutes the
+    first time, nothing more than an import later."""
+    code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def launch(folder, weights, processes: int, *flags: str, engine: str | None = None) -> list[dict]:
     """Run the script; every rank writes a JSON file."""
     command = [sys.executable]
     if engine:
+        if "zero" in engine:
+            build_deepspeed_extension()
         config = folder / f"{engine}.json"
         config.write_text(json.dumps({**ENGINES[engine], **PROCESSES}))
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
@@ -57,8 +81,9 @@ def launch(folder, weights, processes: int, *flags: str, engine: str | None = No
         "HF_DATASETS_CACHE": str(folder / "cache"),
     }
     output = folder / "-".join([engine or f"ranks-{processes}", *flags])
+    own = {"zero2": ["deepspeed"], "zero3": ["deepspeed"], "fsdp2": ["fsdp"]}.get(engine, [])
     output.mkdir()
-    command += [str(SCRIPT), str(weights), str(output), *flags, *(["deepspeed"] if "zero" in str(engine) else [])]
+    command += [str(SCRIPT), str(weights), str(output), *flags, *own]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(output.glob("rank-*.json"))]
@@ -126,22 +151,44 @@ def alone(tmp_path_factory, weights):
 FULL = ("adam", "packed")
 FULL_CACHED = (*FULL, "cached")
 LORA = (*FULL, "lora", "cached", "checkpointing")
-CASES = [*((engine, flags) for engine in ENGINES for flags in (FULL, LORA)), ("zero3", FULL_CACHED)]
+# TRL's fused LM head gathers FSDP2's sharded weight with `full_tensor()`, whose gradient counts as the same in every process:
+# each keeps its shard of its own gradient, and the head is trained on a part of the batch. An adapter leaves the head alone.
+HEAD = pytest.mark.xfail(reason="TRL 1.16 does not average the LM head's gradient under FSDP2", raises=AssertionError)
+CASES = [
+    *((engine, flags) for engine in ENGINES for flags in (FULL, LORA) if (engine, flags) != ("fsdp2", FULL)),
+    pytest.param("fsdp2", FULL, marks=HEAD),
+    ("zero3", FULL_CACHED),
+]
 
 
 @pytest.mark.parametrize(("engine", "flags"), CASES, ids=lambda value: value if value in ENGINES else "-".join(value))
 def test_sharded_engines_train_like_one_process(alone, tmp_path, weights, engine, flags):
-    """Packed rows under DeepSpeed and FSDP2, with a live and with a cached reference; what is saved loads."""
+    """Packed rows under DDP, DeepSpeed and FSDP2, with a live and with a cached reference; what is saved loads, and is what one
+    process saves."""
     together = launch(tmp_path, weights, 2, *flags, engine=engine)
     assert len(together) == 2 and {rank["layout"] for rank in together} == {"packed row"}
+    engine_name, wrapped = RUNS_AS[engine]
+    assert all(rank["engine"] == engine_name and rank["wrapped"].startswith(wrapped) for rank in together)
     for one, two in zip(alone[flags][0]["history"], together[0]["history"], strict=True):
         for key in ("loss", "loss/text", "loss/image", "loss/anchor", "rewards/margins", "rewards/image_margins"):
             assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
-    saved = next(tmp_path.glob(f"{engine}-*")) / "model"
-    base = tiny.LlavaForConditionalGeneration.from_pretrained(weights / "policy" if "lora" in flags else saved)
     if "lora" in flags:
-        base = PeftModel.from_pretrained(base, saved)
-    start = tiny.LlavaForConditionalGeneration.from_pretrained(weights / "policy").state_dict()
-    trained = base.state_dict()
-    moved = [name for name, value in start.items() if name in trained and not torch.equal(value, trained[name])]
-    assert moved if "lora" not in flags else any(v.any() for n, v in trained.items() if "lora_B" in n)
+        base = tiny.LlavaForConditionalGeneration.from_pretrained(weights / "policy")
+        loaded = PeftModel.from_pretrained(base, together[0]["model"]).state_dict()
+        saved, expected = (
+            load_file(Path(rank["model"]) / "adapter_model.safetensors") for rank in (together[0], alone[flags][0])
+        )
+        assert any(value.any() for name, value in loaded.items() if "lora_B" in name)
+    else:
+        # From files: processes that share weights out write them under other names than one process does.
+        saved, expected, start = (
+            tiny.LlavaForConditionalGeneration.from_pretrained(path).state_dict()
+            for path in (together[0]["model"], alone[flags][0]["model"], weights / "policy")
+        )
+        assert any(not torch.allclose(value, start[name], atol=5e-3) for name, value in saved.items())
+    assert set(saved) == set(expected)
+    for name, value in expected.items():
+        # A tenth of what Adam moves a weight by in one step.
+        torch.testing.assert_close(
+            saved[name], value, rtol=0, atol=1e-3, msg=lambda message, at=name: f"{at}: {message}"
+        )

@@ -180,7 +180,16 @@ def test_adapters_land_on_the_language_model_only(family):
 @pytest.mark.parametrize(("given", "count"), [(["q_proj"], 2), (["q_proj", "v_proj"], 4), ([r".*\.0\..*q_proj"], 1)])
 def test_adapters_land_where_they_are_told(given, count):
     """One name, several names, and a pattern."""
-    argv = ["--model_name_or_path", "x", "--dataset_name", "x", "--use_peft", "--use_cpu", "--lora_target_modules", *given]
+    argv = [
+        "--model_name_or_path",
+        "x",
+        "--dataset_name",
+        "x",
+        "--use_peft",
+        "--use_cpu",
+        "--lora_target_modules",
+        *given,
+    ]
     adapted = PeftModel(tiny.model().model.language_model, train.peft_config(train.parse(argv)[2]))
     assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == count
 

@@ -1,6 +1,6 @@
 """What the distributed tests launch: two steps of training, and the dispreferred images as this rank makes them.
 
-two_processes.py WEIGHTS OUTPUT [cached] [lora] [adam] [packed] [checkpointing] [deepspeed]
+two_processes.py WEIGHTS OUTPUT [cached] [lora] [adam] [packed] [checkpointing] [bf16] [gathered] [deepspeed] [fsdp]
 """
 
 import hashlib
@@ -13,10 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import training_args
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl.card_facts import describe_engine
 
 
 class InOrder(MFPOTrainer):
@@ -28,13 +31,18 @@ class InOrder(MFPOTrainer):
 
 def main(weights: Path, output: Path, flags: set[str]) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if "bf16" in flags:
+        # DeepSpeed computes in bfloat16 on a CPU; transformers would look for a GPU.
+        training_args.is_torch_bf16_gpu_available = lambda: True
+    if "fsdp" in flags:
+        shard_on_cpu()
     images = {"images": lambda n: [] if n % 4 == 3 else [tiny.picture(n, 40 + n)]}
     data = Dataset.from_list(tiny.rows(8, **images), features=tiny.dataset(1).features)
     args = MFPOConfig(
         output_dir=str(output / "model"),
         # With it, transformers would not hand the model to DeepSpeed.
         use_cpu="deepspeed" not in flags,
-        bf16=False,
+        bf16="bf16" in flags,
         report_to="none",
         disable_tqdm=True,
         save_strategy="no",
@@ -75,9 +83,38 @@ def main(weights: Path, output: Path, flags: set[str]) -> None:
         "layout": trainer.layout.name,
         "history": [line for line in trainer.state.log_history if "loss" in line],
         "images": digests,
+        "model": args.output_dir,
+        "engine": describe_engine(trainer.accelerator),
+        "wrapped": type(trainer.model_wrapped).__name__,
     }
     (output / f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(report))
     trainer.save_model()
+    if "gathered" in flags:
+        keep_gathered(trainer, output / "gathered.pt")
+        trainer.create_model_card()
+
+
+def shard_on_cpu() -> None:
+    """Without this, accelerate takes FSDP's settings on a CPU and trains with DDP: it reads them for accelerators only."""
+    read = AcceleratorState.__init__
+
+    def read_and_keep(self, *args, fsdp_plugin=None, **options):
+        read(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = read_and_keep
+
+
+def keep_gathered(trainer: MFPOTrainer, path: Path) -> None:
+    """The whole weights of ZeRO-3, as DeepSpeed itself puts them together."""
+    import deepspeed
+
+    parameters = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        if trainer.is_world_process_zero():
+            torch.save({name: value.detach().clone() for name, value in parameters.items()}, path)
 
 
 main(Path(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:]))

@@ -1,21 +1,29 @@
 """What is written beside the weights."""
 
 import os
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
+from .card_curves import write_curves
+from .card_facts import describe_training, describe_versions
+from .card_scores import Scores, describe_scores, evaluation_results, read_scores
 from .corruptions import NO_CORRUPTION, corruption_defaults
+from .markdown import hub_id, plain
 
 if TYPE_CHECKING:
     from .trainer import MFPOTrainer
 
-PACKAGES = ("mfpo_trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
-
 CARD_METRICS = ("loss", "rewards/accuracies", "rewards/margins", "rewards/image_margins")
 """Of an evaluation, what the card shows."""
+
+CURVES_IN_WORDS = (
+    "Training curves over the steps: the loss and its terms, the text and image margins, and their balance; points and "
+    "dashed lines are evaluations"
+)
+
+NO_LICENCE = "None was named. Those of the base model and of the data set may limit what this model may be used for."
 
 MFPO_CITATION = """\
 @inproceedings{jiang2025modality,
@@ -55,7 +63,15 @@ policy minus that under the reference, summed over the response. The end of an a
 
 {corruption}
 
-{curriculum}## Versions
+{curriculum}## Training
+
+{training}
+
+{curves}{scores}## Licence
+
+{licence}
+
+## Versions
 
 {versions}
 
@@ -105,28 +121,54 @@ def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_nam
         model_name: title of the card; the output folder's name when None.
         dataset_name: id of the data set; what the data set says of itself when None.
     """
-    path = os.path.join(trainer.args.output_dir, "README.md")
+    folder = trainer.args.output_dir
+    path = os.path.join(folder, "README.md")
     card = ModelCard.load(path)
-    if hasattr(card.data, "licence"):
-        del card.data.licence  # TRL's placeholder; the base model's licence is the user's to name
-    card.data.library_name = "peft" if hasattr(trainer.model, "peft_config") else "transformers"
-    card.data.pipeline_tag = "image-text-to-text" if trainer._is_vision_dataset else "text-generation"
-    name = dataset_name or hub_dataset(trainer.train_dataset)
-    if name:
-        card.data.datasets = [name]
+    data = card.data
+    if hasattr(data, "licence"):
+        del data.licence  # TRL's placeholder; the licence is the user's to name
+    data.license = data.license or _licence(data.tags)
+    data.library_name = "peft" if hasattr(trainer.model, "peft_config") else "transformers"
+    data.pipeline_tag = "image-text-to-text" if trainer._is_vision_dataset else "text-generation"
+    data.base_model = hub_id(data.base_model)
+    data.model_name = model_name or os.path.basename(os.path.normpath(folder))
+    dataset = hub_id(dataset_name or hub_dataset(trainer.train_dataset))
+    data.datasets = [dataset] if dataset else None
+    scores = read_scores(folder)
+    data.eval_results = evaluation_results(scores, data.pipeline_tag) or None
     badges = "\n".join(line for line in card.text.splitlines() if line.startswith("[<img"))
-    card.text = card_text(trainer, model_name, name, f"{badges}\n" if badges else "")
+    picture = write_curves(folder, trainer.state.log_history)
+    card.text = card_text(
+        trainer, data.model_name, dataset, f"{badges}\n" if badges else "", data.license, picture, scores
+    )
     card.save(path)
 
 
-def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str | None, badges: str = "") -> str:
-    """The body of the card, in Markdown."""
+def card_text(
+    trainer: "MFPOTrainer",
+    model_name: str,
+    dataset_name: str | None,
+    badges: str = "",
+    licence: str | None = None,
+    picture: str | None = None,
+    scores: Sequence[Scores] = (),
+) -> str:
+    """The body of the card, in Markdown.
+
+    Args:
+        trainer: whose settings are told.
+        model_name: title of the card.
+        dataset_name: id of the data set on the Hub.
+        badges: links to the trackers.
+        licence: of the model, where one was named.
+        picture: file of the training curves beside the card.
+        scores: what benchmarks measured.
+    """
     args = trainer.args
-    base = getattr(trainer.model.config, "_name_or_path", "")
+    base = hub_id(getattr(trainer.model.config, "_name_or_path", ""))
     return TEXT.format(
-        model_name=model_name or os.path.basename(os.path.normpath(args.output_dir)),
-        # A local path is nobody else's business and leads nowhere from the Hub.
-        base="A model" if not base or os.path.exists(base) else f"[{base}](https://huggingface.co/{base})",
+        model_name=plain(model_name),
+        base=f"[{base}](https://huggingface.co/{base})" if base else "A model",
         data=describe_dataset(trainer.train_dataset, dataset_name),
         badges=badges,
         method=method_name(trainer.term_weights, args.corruption),
@@ -146,12 +188,22 @@ def card_text(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str 
         eos="always scored" if args.add_eos else "scored only where the chat template writes it",
         corruption=describe_corruption(args, trainer.term_weights),
         curriculum=describe_curriculum(trainer),
-        versions="\n".join(f"- {name}: {found}" for name in PACKAGES if (found := _version(name))),
+        training=describe_training(trainer),
+        curves=f"![{CURVES_IN_WORDS}]({picture})\n\n" if picture else "",
+        scores=describe_scores(scores),
+        licence=f"`{licence}`" if licence else NO_LICENCE,
+        versions=describe_versions(trainer),
         mfpo=trainer._paper["citation"],
         mdpo=MDPO_CITATION,
         dpo=type(trainer).__mro__[1]._paper["citation"],
         trl=TRL_CITATION,
     )
+
+
+def _licence(tags: Sequence[str] | None) -> str | None:
+    """What the user's tags name: `license:apache-2.0`."""
+    named = [tag.removeprefix("license:") for tag in tags or () if tag.startswith("license:")]
+    return named[0] if named else None
 
 
 def method_name(term_weights: Mapping[str, float], corruption: str) -> str:
@@ -208,7 +260,7 @@ def describe_curriculum(trainer: "MFPOTrainer") -> str:
     return (
         f"## Curriculum\n\n`{args.curriculum}` by `{args.curriculum_column}`; the reference is "
         f"{'that of the start' if args.curriculum_reference == 'initial' else 'the policy at the end of the stage before'}.\n\n"
-        f"| stage | rows | difficulty | epochs | last step | {''.join(f'{name} | ' for name in measured)}\n"
+        f"| stage | rows | difficulty | epochs | last step | {''.join(f'{plain(name)} | ' for name in measured)}\n"
         f"|---|---|---|---|---|{'---|' * len(measured)}\n" + "\n".join(line.rstrip() for line in lines) + "\n\n"
     )
 
@@ -219,7 +271,7 @@ def describe_dataset(dataset: Any, name: str | None) -> str:
     if name:
         return f"[{name}](https://huggingface.co/datasets/{name}){rows}"
     own = getattr(getattr(dataset, "info", None), "dataset_name", None)
-    return f"`{own}`{rows}" if own else f"a data set without a name{rows}"
+    return f"{plain(own)}{rows}" if own else f"a data set without a name{rows}"
 
 
 def hub_dataset(dataset: Any) -> str | None:
@@ -229,10 +281,3 @@ def hub_dataset(dataset: Any) -> str | None:
         if source.startswith("hf://datasets/"):
             return source.removeprefix("hf://datasets/").split("@")[0]
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
