@@ -351,6 +351,7 @@ def test_the_processors_padding_side_does_not_matter(layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_four_bit_packed_rows_equal_flat_rows(tmp_path, dtype):
     """NF4 weights; with bfloat16 arithmetic as far apart as its rounding."""
+    tiny.allow_four_bits()
     path = tiny.save_pretrained(tmp_path / "weights")
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     found = []

@@ -272,6 +272,12 @@ def test_accelerate_reads_its_configurations(path):
         assert (config.deepspeed_config["offload_param_device"] == "cpu") == ("offload" in path.stem)
 
 
+def test_fsdp_wraps_layers_that_are_there():
+    names = yaml.safe_load((RECIPES / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"]
+    found = {type(module).__name__ for module in tiny.model().modules()}
+    assert set(names["fsdp_transformer_layer_cls_to_wrap"].split(",")) <= found
+
+
 def test_the_configurations_that_were_promised_exist():
     promised = {"cpu", "single_gpu", "ddp", "zero2", "zero3", "zero3_offload", "fsdp2", "multi_node"}
     assert {path.stem for path in CONFIGS} == promised
@@ -296,7 +302,7 @@ def test_slurm_starts_one_launcher_a_node(tmp_path):
     """With `srun`, `scontrol` and `accelerate` that only write down what they are given."""
     for name, body in {
         "scontrol": "echo node-a; echo node-b",
-        "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "srun": 'while [[ $1 == --* ]]; do shift; done; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
         "accelerate": 'printf "%s\\n" "$*"',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import datasets
 import numpy as np
 import pytest
 import tiny
+import torch
 from datasets import Dataset, Value
 from peft import LoraConfig
 from test_trainer import CPU
+from transformers import BitsAndBytesConfig, TrainerCallback
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, reference, staged
 from mfpo_trl.data.difficulty import build_difficulty
@@ -44,18 +47,31 @@ class Recording(MFPOTrainer):
         return self.__dict__.setdefault("_seen", {})
 
 
-def trainer_of(folder, rows=None, kind=Recording, lora=False, evaluate=False, seed=0, **settings) -> MFPOTrainer:
+def trainer_of(
+    folder,
+    rows=None,
+    kind=Recording,
+    lora=False,
+    evaluate=False,
+    adapter=None,
+    model=None,
+    quantization_config=None,
+    **settings,
+) -> MFPOTrainer:
     options = {**CPU, "max_steps": -1, "per_device_train_batch_size": 2, "curriculum": "staged", "num_train_epochs": 1}
     options |= {"learning_rate": 1e-2, "optim": "sgd", "prefix_sharing": "off", **settings}
     rows = data() if rows is None else rows
+    if lora:
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     return kind(
-        model=tiny.model(seed),
+        model=model or tiny.model(),
         args=MFPOConfig(output_dir=str(folder), **options),
         train_dataset=rows,
-        eval_dataset=rows.select([0, 1]) if evaluate else None,
+        eval_dataset=rows.select([0, 1]) if evaluate is True else evaluate or None,
         processing_class=tiny.processor(),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
-        ref_model=None if lora or options.get("precompute_ref_log_probs") else tiny.model(seed),
+        peft_config=adapter,
+        quantization_config=quantization_config,
+        ref_model=None if adapter or options.get("precompute_ref_log_probs") else tiny.model(),
     )
 
 
@@ -115,7 +131,7 @@ def test_resuming_sees_what_an_uninterrupted_run_sees(tmp_path, accumulation):
     whole.train()
     last = whole.state.global_step
     for step in {1, whole.curriculum.plan.ends[0], whole.curriculum.plan.ends[1] - 1}:
-        again = trainer_of(tmp_path, seed=0, **settings)
+        again = trainer_of(tmp_path, **settings)
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert again.seen == {own: rows for own, rows in whole.seen.items() if own >= step}
         assert losses(again) == pytest.approx(losses(whole), rel=1e-5) and again.state.global_step == last
@@ -150,12 +166,12 @@ def test_a_reference_that_is_gone_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     settings = {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 1}
     for cached, match in (
-        (False, "the policy at the end of stage 1, and .*checkpoint-stage-1 is not there"),
+        (False, "the policy at the end of stage 1, and .*_checkpoint-stage-1 is not there"),
         (True, "no longer in"),
     ):
         folder = tmp_path / str(cached)
         trainer_of(folder, precompute_ref_log_probs=cached, **settings).train()
-        for path in (*folder.glob("checkpoint-stage-*"), *(tmp_path / "cache").rglob("part-*.parquet")):
+        for path in (*folder.glob("_checkpoint-stage-*"), *(tmp_path / "cache").rglob("part-*.parquet")):
             subprocess.run(["rm", "-r", str(path)], check=True)
         with pytest.raises(ValueError, match=match):
             trainer_of(folder, precompute_ref_log_probs=cached, **settings).train(
@@ -171,17 +187,105 @@ def test_the_policy_becomes_no_shards_reference(tmp_path):
         staged.check_stage_reference(trainer)
 
 
+class Slow(TrainerCallback):
+    """Makes every checkpoint look minutes older than the next, as in a real training."""
+
+    def on_save(self, args, state, control, **kwargs):
+        for path in Path(args.output_dir).glob("*checkpoint-*"):
+            os.utime(path, (time := path.stat().st_mtime - 600, time))
+
+
 def test_checkpoints_are_named_after_stages(tmp_path):
-    trainer = trainer_of(tmp_path, save_strategy="epoch", save_total_limit=1, save_only_model=True)
+    """Their models stay where only the last checkpoint is kept, and take no room for their weights twice."""
+    trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer.add_callback(Slow())
     trainer.train()
-    names = {path.name for path in tmp_path.glob("checkpoint-*")}
-    assert names == {"checkpoint-7", *(f"checkpoint-stage-{n}" for n in (1, 2, 3))}
+    names = {path.name for path in tmp_path.glob("*checkpoint-*")}
+    assert names == {"checkpoint-7", *(f"_checkpoint-stage-{n}" for n in (1, 2, 3))}
     for stage, step in ((1, 3), (2, 5), (3, 7)):
-        folder = tmp_path / f"checkpoint-stage-{stage}"
+        folder = tmp_path / f"_checkpoint-stage-{stage}"
         assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == step
         tiny.LlavaForConditionalGeneration.from_pretrained(folder)
-    last = tmp_path / "checkpoint-7" / "model.safetensors", tmp_path / "checkpoint-stage-3" / "model.safetensors"
-    assert os.path.samefile(*last)
+        assert not any(folder.glob("optimizer*")) and not any(folder.glob("rng_state*"))
+    last, named = tmp_path / "checkpoint-7", tmp_path / "_checkpoint-stage-3"
+    assert os.path.samefile(last / "model.safetensors", named / "model.safetensors")
+    assert not os.path.samefile(last / "trainer_state.json", named / "trainer_state.json")
+    # A kill between a checkpoint and its second name.
+    shutil.rmtree(named)
+    trainer_of(tmp_path, save_strategy="no").train(resume_from_checkpoint=str(last))
+    assert (named / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"curriculum": "anti"}, {"curriculum_stages": 2}, {"seed": 1}, {"gradient_accumulation_steps": 2}],
+    ids=str,
+)
+def test_another_order_is_not_resumed(tmp_path_factory, changed):
+    folder = tmp_path_factory.getbasetemp() / "ordered"
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    if not folder.exists():
+        trainer_of(folder, **settings).train()
+    with pytest.raises(
+        ValueError, match="was written in another order of the rows; resume with the data, curriculum, seed"
+    ):
+        trainer_of(folder, **{**settings, **changed}).train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+
+
+def test_a_stage_goes_on_in_another_folder(tmp_path):
+    """Its reference lies beside the checkpoint, not in the new folder; and a trainer whose reference has moved does not start again."""
+    settings = {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.05}
+    whole = trainer_of(tmp_path / "one", **settings)
+    whole.train()
+    again = trainer_of(tmp_path / "two", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-4"))
+    assert losses(again) == pytest.approx(losses(whole), rel=1e-5)
+    with pytest.raises(ValueError, match="has changed the reference of this trainer; build another"):
+        whole.train()
+
+
+LORAS = {
+    "dropout": (LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"]), {}),
+    "embedding": (LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]), {}),
+    "four bits": (LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), {"precompute_ref_log_probs": True}),
+}
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_every_adapter_follows_its_policy(tmp_path, name, monkeypatch):
+    """Rewards are 0 where a stage begins, and a run that goes on inside of a stage is one that never stopped."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    adapter, settings = LORAS[name]
+    settings |= {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.5}
+    model = {}
+    if name == "four bits":
+        tiny.allow_four_bits()
+        model = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)}
+        model["model"] = tiny.save_pretrained(tmp_path / "model")
+    whole = trainer_of(tmp_path / "out", adapter=adapter, **settings, **model)
+    whole.train()
+    logs = [line for line in whole.state.log_history if "loss" in line]
+    for step, line in enumerate(logs):
+        assert (abs(line["rewards/chosen"]) < 1e-6) == (step in (0, *whole.curriculum.plan.ends[:-1])), step
+    again = trainer_of(tmp_path / "out", adapter=adapter, **settings, **model)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert losses(again) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_rows_to_evaluate_on_follow_the_reference_too(tmp_path, monkeypatch):
+    """Cached and live agree at the end of every stage, also where the training data are evaluated on."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = data()
+    found = []
+    for cached in (False, True):
+        settings = {"curriculum_reference": "stage", "precompute_ref_log_probs": cached, "learning_rate": 0.05}
+        evaluated = {"train": rows, "other": data(3)}
+        trainer = trainer_of(tmp_path, rows, evaluate=evaluated, eval_strategy="epoch", **settings)
+        trainer.train()
+        found.append(
+            [v for line in trainer.state.log_history for k, v in line.items() if re.fullmatch("eval_.*_loss", k)]
+        )
+    assert len(found[0]) == 6 and found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_the_card_shows_the_stages(tmp_path):
@@ -198,11 +302,14 @@ def test_the_card_shows_the_stages(tmp_path):
 
 def test_the_learning_rate_begins_anew_in_every_stage(tmp_path):
     """Linear from 1 to 0 over the 3, 2 and 2 steps of the stages, and over all 7."""
-    for kind, expected in (
-        ("restart", [1, 2 / 3, 1 / 3, 1, 1 / 2, 1, 1 / 2]),
-        ("single", [1 - n / 7 for n in range(7)]),
+    cosine = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}}
+    waves = [[0.75 + math.cos(math.pi * n / steps) / 4 for n in range(steps)] for steps in (3, 2, 2)]
+    for kind, expected, shape in (
+        ("restart", [1, 2 / 3, 1 / 3, 1, 1 / 2, 1, 1 / 2], {"lr_scheduler_type": "linear"}),
+        ("restart", [rate for wave in waves for rate in wave], cosine),
+        ("single", [1 - n / 7 for n in range(7)], {"lr_scheduler_type": "linear"}),
     ):
-        trainer = trainer_of(tmp_path, curriculum_scheduler=kind, lr_scheduler_type="linear", learning_rate=1e-3)
+        trainer = trainer_of(tmp_path, curriculum_scheduler=kind, learning_rate=1e-3, **shape)
         trainer.train()
         rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
         assert rates == pytest.approx([1e-3 * factor for factor in expected])
@@ -288,6 +395,19 @@ def test_text_rows_have_a_curriculum_too(tmp_path):
     [
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would change that"),
         ({"ignore_data_skip": True}, "ignore_data_skip=True would change that"),
+        ({"curriculum": "sorted", "group_by_prompt": True}, "group_by_prompt=True would change that"),
+        ({"curriculum": "sorted", "curriculum_group_by_length": True}, "curriculum_group_by_length=True would change"),
+        ({"restore_callback_states_from_checkpoint": True}, "a curriculum resumes by itself"),
+        ({"curriculum_reference": "stage", "sync_ref_model": True}, "both change the reference; choose one"),
+        (
+            {
+                "curriculum_reference": "stage",
+                "save_strategy": "best",
+                "metric_for_best_model": "loss",
+            },
+            "'loss' is measured against",
+        ),
+        ({"curriculum_epochs": 0.1, "curriculum_stages": 6}, "0.1 epochs: raise curriculum_epochs"),
         ({"max_steps": 8}, "max_steps=8 is more than the 7 steps of all stages"),
         ({"curriculum": "easy"}, "curriculum is 'easy'; expected .*'staged'"),
         ({"curriculum_stages": 0}, "curriculum_stages is 0"),
@@ -299,6 +419,17 @@ def test_text_rows_have_a_curriculum_too(tmp_path):
 def test_what_does_not_go_together(tmp_path, settings, match):
     with pytest.raises(ValueError, match=match):
         trainer_of(tmp_path, **settings)
+
+
+def test_a_curriculum_of_none_has_no_settings(tmp_path, caplog):
+    trainer_of(tmp_path, curriculum="none", curriculum_reference="stage", curriculum_epochs=3)
+    assert "curriculum='none': curriculum_epochs, curriculum_reference have no effect" in caplog.text
+
+
+def test_a_text_reference_that_trl_computes_stays(tmp_path):
+    with pytest.raises(ValueError, match="TRL computes before training for data without images"):
+        rows = data().remove_columns("images")
+        trainer_of(tmp_path, rows, curriculum_reference="stage", precompute_ref_log_probs=True)
 
 
 def test_streams_are_refused(tmp_path):

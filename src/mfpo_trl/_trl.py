@@ -63,6 +63,14 @@ def check_contract() -> None:
             )
 
 
+def _unshard_head(model: Any) -> None:
+    """Under FSDP2, put a trained LM head together before the forward: TRL's fused head would do it in a way that leaves each
+    rank with its own gradient instead of the mean of all."""
+    head = model.get_output_embeddings() if hasattr(model, "unshard") else None
+    if hasattr(head, "unshard") and head.weight.requires_grad and torch.is_grad_enabled():
+        head.unshard()
+
+
 class Replay:
     """Stands in for the model inside TRL's own code: runs the real forward once, keeps what every branch got, and shows
     TRL the chosen and rejected branches as if they were the two halves of its own batch.
@@ -94,6 +102,7 @@ class Replay:
         labels = shifted_labels(self.inputs)[rows, positions]
         # Counted from the end of a row, because prompt-learning adapters put virtual tokens before it.
         scored = rows, positions - self.inputs["input_ids"].size(1)
+        _unshard_head(self.model)
         outputs = self.model(
             **inputs, **kwargs, scored=scored, shift_labels=labels[None], use_cache=False, fused_lm_head=True
         )
@@ -148,21 +157,60 @@ def forget_reference_model(trainer: DPOTrainer) -> None:
 
 def policy_to_reference(trainer: DPOTrainer) -> None:
     """Make the policy as it is now the reference: its weights those of the reference model, or its adapter the frozen
-    adapter `ref` that TRL scores with. Nothing where neither is kept."""
+    adapter `ref` that TRL scores with. Nothing where neither is kept.
+
+    Raises:
+        ValueError: weights are trained that belong to no adapter, or to one whose copy cannot be found.
+    """
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.ref_model is not None:
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(policy.state_dict())
     elif isinstance(policy, PeftModel):
-        own = policy.active_adapter
         if "ref" not in policy.peft_config:
-            policy.add_adapter("ref", policy.peft_config[own])
-            if trainer.args.disable_dropout:
-                disable_dropout_in_model(policy)
-        for name, value in list(policy.named_parameters()):
-            if f".{own}." in name:
-                reference = policy.get_parameter(name.replace(f".{own}.", ".ref."))
-                reference.data = value.data.clone()
-                reference.requires_grad_(False)
+            policy.add_adapter("ref", policy.peft_config[policy.active_adapter])
+        pairs = dict(_adapter_pairs(policy))
+        left = [name for name, value in policy.named_parameters() if value.requires_grad and name not in pairs]
+        if left:
+            raise ValueError(
+                f"the reference cannot follow the policy in {', '.join(left[:3])}, which no adapter holds"
+            )
+        for name, reference in pairs.items():
+            reference.data = policy.get_parameter(name).data.clone()
+        settle_reference_adapter(trainer)
+
+
+def settle_reference_adapter(trainer: DPOTrainer) -> None:
+    """Make the adapter `ref`, which PEFT has just added or read from a checkpoint, what TRL makes of its own: frozen, in the
+    policy's precision, without dropout."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(policy, PeftModel) or "ref" not in policy.peft_config:
+        return
+    for name, reference in _adapter_pairs(policy):
+        reference.data = reference.data.to(policy.get_parameter(name).dtype)
+        reference.requires_grad_(False)
+    if trainer.args.disable_dropout:
+        disable_dropout_in_model(policy)
+
+
+def _adapter_pairs(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """The names of the active adapter's parameters, each with the parameter of `ref` for it."""
+    own, parameters = policy.active_adapter, dict(policy.named_parameters())
+    for name in parameters:
+        # Most names end in `.weight`, those of embeddings in the adapter's.
+        other = f"{name}.".replace(f".{own}.", ".ref.").removesuffix(".")
+        if other != name and other in parameters:
+            yield name, parameters[other]
+
+
+@contextmanager
+def precision_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Leave every parameter in its precision: PEFT reads the 16-bit adapter of a quantised model back in 32 bits, in which
+    training would go on differently."""
+    before = {name: value.dtype for name, value in model.named_parameters()}
+    yield
+    for name, value in model.named_parameters():
+        if value.dtype != before.get(name, value.dtype):
+            value.data = value.data.to(before[name])
 
 
 @contextmanager

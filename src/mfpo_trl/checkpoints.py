@@ -89,6 +89,8 @@ def _states(folder: Path, save_only_model: bool) -> str | None:
         return _fsdp(folder)
     if save_only_model:
         return None
+    if not any(folder.glob("rng_state*.pth")):
+        return "rng_state.pth is missing"
     return _absent(folder, "optimizer.pt", "scheduler.pt")
 
 
@@ -149,6 +151,8 @@ def _whole_safetensors(path: Path) -> bool:
             header = json.loads(file.read(length))
         except ValueError:
             return False
+    if not isinstance(header, dict):
+        return False
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return size == 8 + length + max(ends, default=0)
 

@@ -3,6 +3,7 @@
 Shapes: n rows of the data set, S stages.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,12 @@ class Plan:
         """The mean difficulty of the rows of each optimizer step."""
         return self.difficulties[self.order].reshape(-1, self.step_rows).mean(axis=1)
 
+    @cached_property
+    def digest(self) -> str:
+        """A short name of the rows of every step."""
+        content = np.array([self.step_rows, *self.ends, *self.order], dtype=np.int64)
+        return hashlib.blake2b(content.tobytes(), digest_size=12).hexdigest()
+
     def stage_of(self, step: int) -> int:
         """The stage, from 0, that the optimizer step with this number, from 0, belongs to."""
         return int(np.searchsorted(self.ends, step, side="right"))
@@ -145,9 +152,14 @@ def make_plan(
         sequence = np.concatenate([np.array(arrange(chunk.tolist()), dtype=np.int64) for chunk in ordered])
         sequence = sequence[: len(sequence) + min(added, 0)]
         if not len(sequence):
+            cure = (
+                "dataloader_drop_last=True: set it to False"
+                if drop_last
+                else f"{passes:g} epochs: raise curriculum_epochs"
+            )
             raise ValueError(
-                f"stage {position + 1} has {len(rows)} rows and a step takes {step_rows}: none is left of it with "
-                "dataloader_drop_last=True; set it to False, or use fewer stages"
+                f"stage {position + 1} has {len(rows)} rows and a step takes {step_rows}: none is left of it with {cure}, or "
+                "use fewer stages"
             )
         bounds = float(difficulties[rows].min()), float(difficulties[rows].max())
         made.append(Stage(rows, sequence, passes, added, bounds))

@@ -38,8 +38,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 NEVER = (*STATE, *PICKLES, "checkpoint-*", "runs", "wandb", ".*", "_*")
 """Names of files and folders that stay, whatever is asked for."""
 
-TEXT = (".md", ".json", ".yaml", ".yml", ".txt", ".jinja")
-"""Suffixes of the files that are searched for an access token."""
+BINARY = (".safetensors", ".parquet", ".png", ".model")
+"""Suffixes of the files that are not searched for an access token."""
 
 ACCESS_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 
@@ -245,7 +245,7 @@ def refuse_tokens(folder: Path, files: Sequence[str], token: str) -> None:
         ValueError: names the file.
     """
     for name in files:
-        if (folder / name).suffix in TEXT:
+        if (folder / name).suffix not in BINARY:
             text = (folder / name).read_text(encoding="utf-8", errors="replace")
             if token in text or ACCESS_TOKEN.search(text):
                 raise ValueError(f"{folder / name} holds an access token of the Hub; take it out and push again")

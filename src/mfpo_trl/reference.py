@@ -95,6 +95,7 @@ class References:
         self._table = torch.empty(0, len(VALUES))
         # By fingerprint: how the data set is called, itself, and the place of its first row in the table.
         self._added: dict[str, tuple[str, Dataset, int]] = {}
+        self._whole: set[str] = set()
 
     @cached_property
     def model(self) -> Any:
@@ -134,6 +135,8 @@ class References:
             dataset: a map-style data set.
         """
         if self.first(dataset) is not None:
+            # Evaluated on as well as trained on: a new stage needs all of its rows.
+            self._whole.add(dataset._fingerprint)
             return
         values = torch.from_numpy(self._cached(name, dataset))
         self._added[dataset._fingerprint] = name, dataset, len(self._table)
@@ -147,36 +150,38 @@ class References:
             rows: of the training data, ascending.
             stage: whose reference this is, from 1.
         """
-        self.__dict__["model"] = self.trainer.model_wrapped
-        self._restore(rows, stage, None)
-        self.release()
+        self._replace(rows, stage, None)
 
     def restore(self, rows: np.ndarray, stage: int, weights: list[tuple[str, str]] | None) -> None:
-        """Take the values that an earlier run has written in `renew`, whose weights may be gone.
+        """Take the values that an earlier run has written in `renew`.
 
         Args:
             rows, stage: as they were there.
-            weights: what `weights` was there; None where the weights are still those.
+            weights: what `weights` was there, where those weights are gone; None where the reference is what it was there,
+                so that it can score again.
 
         Raises:
-            ValueError: the values are no longer there.
+            ValueError: the values are no longer there, and neither are the weights.
         """
-        self._restore(rows, stage, weights or self._digests())
+        self._replace(rows, stage, weights)
 
-    def _restore(self, rows: np.ndarray, stage: int, weights: list[tuple[str, str]] | None) -> None:
+    def _replace(self, rows: np.ndarray, stage: int, weights: list[tuple[str, str]] | None) -> None:
+        self.__dict__["model"] = self.trainer.model_wrapped
         self.__dict__["weights"] = weights or self._digests()
         for name, dataset, first in list(self._added.values()):
             own, places = dataset, slice(first, first + len(dataset))
-            if dataset is self.trainer.train_dataset:
+            if dataset is self.trainer.train_dataset and dataset._fingerprint not in self._whole:
                 own, places = dataset.select(rows), first + rows
-            self._table[places] = torch.from_numpy(self._cached(f"{name}, stage {stage}", own, weights is None))
+            values = self._cached(f"{name}, stage {stage}", own, may_score=weights is None, expected=True)
+            self._table[places] = torch.from_numpy(values)
+        self.release()
 
-    def _cached(self, name: str, dataset: Dataset, may_score: bool = True) -> np.ndarray:
+    def _cached(self, name: str, dataset: Dataset, may_score: bool = True, expected: bool = False) -> np.ndarray:
         key = _key(self.trainer, dataset, name, self.weights)
         cache = ReferenceCache(cache_folder(dataset), key, len(dataset))
         # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
         missing, changes = _on_main(lambda: (cache.missing(), cache.changes()))
-        if changes:
+        if changes and may_score and not expected:
             logger.warning(f"The reference of {name} is computed again: {'; '.join(changes)}.")
         if missing and not may_score:
             raise ValueError(
@@ -195,7 +200,7 @@ class References:
         return _on_main(cache.read)
 
     def _score(self, name: str, dataset: Dataset, rows: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 5) of all."""
+        """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 6) of all."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         args = trainer.args
         training_data = name.startswith("train_dataset")

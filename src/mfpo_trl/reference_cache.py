@@ -124,6 +124,8 @@ def weights_digest(model: nn.Module, adapters: Iterable[str] = ()) -> tuple[str,
             digest = own if owner is None else reference
             name = name.replace(".base_layer.", ".")  # where an adapter has wrapped a layer
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            # Of a tensor that FSDP has sharded, this process's own part.
+            value = value.to_local() if hasattr(value, "to_local") else value
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return own.hexdigest(), reference.hexdigest()
 
@@ -177,6 +179,9 @@ def text_digest(text: str) -> str:
 
 PASSING = {
     "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
     "transformers_version",
     "use_cache",
     "attn_implementation",
@@ -191,7 +196,7 @@ PASSING = {
 
 def lasting(config: Any) -> Any:
     """The configuration of a model or adapter without what changes no number: names, versions, what generation reads, and
-    what PEFT fills in when an adapter is saved and loaded."""
+    what saving and loading fill in. Precision is told by the weights."""
     if isinstance(config, dict):
         return {key: lasting(value) for key, value in config.items() if key not in PASSING}
     return config

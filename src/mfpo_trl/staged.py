@@ -1,28 +1,39 @@
-"""What a curriculum does to a trainer: how hard its rows are, their order, and what happens where a stage ends."""
+"""What a curriculum does to a trainer: what it excludes, and what happens where a stage ends."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback, get_scheduler
 from transformers.trainer_callback import ExportableState
 
 from . import _trl
 from .config import MFPOConfig
-from .curriculum import Plan, by_length, make_plan, stages
-from .reference import VALUES, References
-from .regions import region_mask, regions_per_image
-from .rows import load_images, plain_text, row_error
-from .sampling import EpochSampler, keep_together, prompt_groups
+from .ranking import plan_of
+from .sampling import EpochSampler
 from .validation import is_stored
 
 logger = get_logger(__name__)
+
+CURRICULUM_FIELDS = [name for name in MFPOConfig.__dataclass_fields__ if name.startswith("curriculum_")]
+
+STAGE_CHECKPOINT = "_checkpoint-stage-{}"
+"""The underscore keeps it out of the Trainer's rotation, which takes every `checkpoint-*`, and out of its pushes."""
+
+OF_TRAINING = (
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "training_args.bin",
+    "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+)
+"""What training goes on from; a stage's checkpoint is for its model."""
 
 
 def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
@@ -32,6 +43,11 @@ def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
         ValueError: a data set that cannot be ordered, or another setting that orders rows or counts steps by itself.
     """
     if args.curriculum == "none":
+        idle = [
+            name for name in CURRICULUM_FIELDS if getattr(args, name) != MFPOConfig.__dataclass_fields__[name].default
+        ]
+        if idle:
+            logger.warning(f"curriculum='none': {', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect.")
         return
     if not is_stored(dataset):
         raise ValueError(
@@ -43,13 +59,25 @@ def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
         (args.train_sampling_strategy != "random", f"train_sampling_strategy={args.train_sampling_strategy!r}"),
         (args.ignore_data_skip, "ignore_data_skip=True"),
         (args.auto_find_batch_size, "auto_find_batch_size=True"),
+        (args.curriculum == "sorted" and args.group_by_prompt, "group_by_prompt=True"),
+        (args.curriculum == "sorted" and args.curriculum_group_by_length, "curriculum_group_by_length=True"),
+        (
+            args.group_by_prompt and args.curriculum_group_by_length,
+            "group_by_prompt=True with curriculum_group_by_length=True",
+        ),
     )
     for given, name in refused:
         if given:
             raise ValueError(
                 f"curriculum={args.curriculum!r} decides itself which row comes in which step, and {name} would change "
-                "that; leave it at its default (rows of similar length come together with curriculum_group_by_length=True)"
+                "that; leave it at its default (rows of similar length come together in `staged` with "
+                "curriculum_group_by_length=True)"
             )
+    if args.restore_callback_states_from_checkpoint:
+        raise ValueError(
+            "restore_callback_states_from_checkpoint=True makes callbacks anew, without the trainer that a curriculum needs; "
+            "leave it out, a curriculum resumes by itself"
+        )
     if args.num_train_epochs != 1:
         raise ValueError(
             f"num_train_epochs={args.num_train_epochs} was set after the configuration was made; with a curriculum, all "
@@ -59,189 +87,48 @@ def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
 
 def check_stage_reference(trainer: Any) -> None:
     """Raise ValueError where the policy cannot become the reference at the end of a stage."""
-    if trainer.args.curriculum_reference == "initial" or _copies_nothing(trainer):
+    args = trainer.args
+    if args.curriculum_reference == "initial":
+        return
+    if args.sync_ref_model:
+        raise ValueError("sync_ref_model=True and curriculum_reference='stage' both change the reference; choose one")
+    metric = args.metric_for_best_model or "loss"
+    compared = args.load_best_model_at_end or args.save_strategy == "best"
+    if compared and any(word in metric for word in ("loss", "rewards")):
+        raise ValueError(
+            f"curriculum_reference='stage' changes what {metric!r} is measured against, so that checkpoints of different "
+            "stages cannot be compared by it; set metric_for_best_model to a metric that reads no reference, or leave "
+            "load_best_model_at_end out"
+        )
+    if args.precompute_ref_log_probs and trainer.references is None:
+        raise ValueError(
+            "curriculum_reference='stage' cannot change the log-probabilities that TRL computes before training for data "
+            "without images; set precompute_ref_log_probs=False"
+        )
+    if _copies_nothing(trainer):
         return
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError(
             "curriculum_reference='stage' copies the policy's weights into the reference, which is not done for the shards of "
             "DeepSpeed or FSDP; use plain data parallelism, or train all weights with precompute_ref_log_probs=True"
         )
-    if trainer.ref_model is not None and isinstance(trainer.model, PeftModel):
+    if trainer.ref_model is None:
+        return
+    if isinstance(trainer.model, PeftModel):
         raise ValueError(
             "curriculum_reference='stage' makes the adapter the reference; leave ref_model out, or train all weights"
         )
+    shapes = [
+        {name: value.shape for name, value in trainer.accelerator.unwrap_model(model).named_parameters()}
+        for model in (trainer.model, trainer.ref_model)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError("curriculum_reference='stage' needs a ref_model of the policy's own architecture and size")
 
 
 def _copies_nothing(trainer: Any) -> bool:
     """Whether only numbers are kept of the reference: no weights have to become another model's."""
     return trainer.references is not None and not isinstance(trainer.model, PeftModel)
-
-
-# How hard the rows are
-
-
-def read_difficulties(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The difficulty and the stage of every row, (n,) each, from the data set's column, or computed where it has none.
-
-    Raises:
-        ValueError: no such column and nothing to compute it from, or rows without a value, counted.
-    """
-    args, dataset = trainer.args, trainer.train_dataset
-    column = args.curriculum_column
-    found = _column(dataset, column)
-    if found is None:
-        if column != "difficulty":
-            raise ValueError(
-                f"train_dataset has no column {column!r}; curriculum_column='difficulty' ranks the rows by a number, "
-                "which is computed where the column is missing"
-            )
-        logger.info(f"No difficulty in train_dataset: it is computed as {args.curriculum_score}.")
-        found = SCORES[args.curriculum_score](trainer)
-    missing = ~np.isfinite(found)
-    if missing.any():
-        if args.curriculum_missing != "hard" or missing.all():
-            raise ValueError(
-                f"{int(missing.sum())} of {len(found)} rows have no finite {column!r} (the first is row "
-                f"{int(missing.argmax())}); fill it in, drop them, or set curriculum_missing='hard' to train on them last"
-            )
-        logger.warning(
-            f"{int(missing.sum())} of {len(found)} rows have no finite {column!r} and count as the hardest."
-        )
-        found = np.where(missing, found[~missing].max(), found)
-        if column == "difficulty":
-            # Behind the hardest of the others, in the order of the data set.
-            found = np.where(missing, np.nextafter(found, np.inf), found)
-    if column == "difficulty":
-        return found, stages(found, args.curriculum_stages)
-    if (found != np.rint(found)).any():
-        raise ValueError(f"column {column!r} of train_dataset holds fractions; a stage is a whole number")
-    return found, found.astype(np.int64)
-
-
-def _column(dataset: Dataset, name: str) -> np.ndarray | None:
-    """The numbers of a column, NaN where there is none; None where it is missing or all of it is empty."""
-    if name not in dataset.column_names:
-        return None
-    values = dataset.select_columns(name).with_format(None)[:][name]
-    try:
-        found = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} of train_dataset holds something that is no number: {error}") from error
-    return None if np.isnan(found).all() else found
-
-
-def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
-    """The reference's values of every row, by name; from the cache, which is filled where it is not."""
-    if not trainer._is_vision_dataset:
-        raise ValueError(
-            f"curriculum_score={trainer.args.curriculum_score!r} is computed for data with images only; give train_dataset a "
-            "column 'difficulty'"
-        )
-    references = trainer.references
-    if references is None:
-        references = References(trainer)
-        references.add("train_dataset", trainer.train_dataset)
-        references.release()
-    return dict(zip(VALUES, references.of(trainer.train_dataset).astype(np.float64).T, strict=True))
-
-
-def nll(trainer: Any) -> np.ndarray:
-    """Negative log-likelihood of the chosen answer under the reference, in nats a token, (n,)."""
-    values = _reference_values(trainer)
-    return -values["chosen"] / np.maximum(values["chosen_tokens"], 1)
-
-
-def reference_margin(trainer: Any) -> np.ndarray:
-    """By how many nats the reference prefers the rejected to the chosen answer, (n,)."""
-    values = _reference_values(trainer)
-    return values["rejected"] - values["chosen"]
-
-
-def mask_area(trainer: Any) -> np.ndarray:
-    """1 minus the share of the images' area that the key regions cover, (n,); 0 for a row without regions or images."""
-    rows = _trl.NumberedRows.of(trainer.train_dataset)
-    return np.array([1 - _covered(rows.__getitems__([number])[0]) for number in range(len(rows))])
-
-
-def _covered(row: Mapping[str, Any]) -> float:
-    images = load_images(row, "image") or []
-    try:
-        regions = regions_per_image(row.get("key_regions"), len(images))
-        if not any(regions):
-            return 1.0
-        covered = sum(
-            region_mask(own, image.height, image.width).sum()
-            for own, image in zip(regions, images, strict=True)
-            if own
-        )
-    except (ValueError, TypeError, OSError) as error:
-        raise row_error(row, "key_regions", str(error)) from error
-    return float(covered) / sum(image.height * image.width for image in images)
-
-
-SCORES: dict[str, Callable[[Any], np.ndarray]] = {
-    "nll": nll,
-    "reference_margin": reference_margin,
-    "mask_area": mask_area,
-}
-
-
-# The order of the rows
-
-
-def plan_of(trainer: Any) -> Plan:
-    """The order in which a trainer sees its rows; says what is padded or left out."""
-    args, dataset = trainer.args, trainer.train_dataset
-    difficulties, stage_of = read_difficulties(trainer)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    ranks = 1 if args.accelerator_config.split_batches else args.world_size
-    plan = make_plan(
-        stage_of,
-        difficulties,
-        args.curriculum,
-        args.curriculum_epochs,
-        args.train_batch_size * args.gradient_accumulation_steps * ranks,
-        args.dataloader_drop_last,
-        seed,
-        _arranger(args, dataset),
-    )
-    if args.max_steps > plan.ends[-1]:
-        raise ValueError(
-            f"max_steps={args.max_steps} is more than the {plan.ends[-1]} steps of all stages; raise curriculum_epochs, or "
-            "leave max_steps out"
-        )
-    for line in describe(plan):
-        logger.info(line)
-    changed = [f"{stage.added:+d} in stage {number}" for number, stage in enumerate(plan.stages, 1) if stage.added]
-    if changed:
-        logger.warning(
-            f"So that no step of {plan.step_rows} rows mixes two stages, rows are repeated (+) or left out (-): "
-            f"{', '.join(changed)}."
-        )
-    return plan
-
-
-def _arranger(args: MFPOConfig, dataset: Dataset) -> Callable[[list[int]], list[int]]:
-    batch = args.train_batch_size
-    if args.group_by_prompt:
-        groups = prompt_groups(dataset)
-        return lambda rows: keep_together(rows, groups, batch)
-    if args.curriculum_group_by_length:
-        texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
-        lengths = np.array([sum(len(plain_text(value)) for value in row.values()) for row in texts])
-        return lambda rows: by_length(rows, lengths, batch)
-    return lambda rows: rows
-
-
-def describe(plan: Plan) -> Iterator[str]:
-    """A line for each stage."""
-    steps = np.diff([0, *plan.ends])
-    for number, (stage, count) in enumerate(zip(plan.stages, steps, strict=True), 1):
-        low, high = stage.difficulty
-        yield (
-            f"Stage {number} of {len(plan.stages)}: {len(stage.rows)} rows, difficulty {low:.4g} to {high:.4g}, "
-            f"{stage.epochs:g} epoch(s), {count} steps."
-        )
 
 
 # What happens where a stage ends
@@ -251,7 +138,7 @@ class Curriculum(TrainerCallback, ExportableState):
     """Watches a training go through its stages.
 
     At the end of each it asks for a log line, an evaluation and a checkpoint where the strategies of the configuration allow,
-    links the checkpoint to one of the stage's name, and, with `curriculum_reference="stage"`, makes the policy the reference
+    keeps the checkpoint's model under the stage's name, and, with `curriculum_reference="stage"`, makes the policy the reference
     before the next step.
 
     Args:
@@ -265,10 +152,11 @@ class Curriculum(TrainerCallback, ExportableState):
         self.renews = trainer.args.curriculum_reference == "stage"
         # Digests of the weights that the cached values of the current stage are of.
         self.weights: list[tuple[str, str]] | None = None
+        self._began = False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"weights": self.weights}}
+        return {"args": {}, "attributes": {"weights": self.weights, "plan": self.plan.digest}}
 
     def sampler(self) -> EpochSampler:
         """All stages as the one epoch of the trainer: an epoch that a sampler has to know does not always reach it."""
@@ -297,7 +185,7 @@ class Curriculum(TrainerCallback, ExportableState):
         factors = []
         for start, end in zip(starts, self.plan.ends, strict=True):
             # Another optimizer, because a schedule changes the one that it is made for.
-            spare = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+            spare = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
             own = get_scheduler(
                 args.lr_scheduler_type,
                 spare,
@@ -321,16 +209,35 @@ class Curriculum(TrainerCallback, ExportableState):
     # Called by the trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Bring back the reference of the stage that a checkpoint was written in."""
-        stage = self.plan.stage_of(state.global_step)
-        inside = state.global_step not in (0, *self.plan.ends)
-        if not self.renews or not stage or not inside:
+        """Go on where a checkpoint was written: in the same order of rows, with the reference of its stage."""
+        if self._began and self.renews and not state.global_step:
+            raise ValueError(
+                "curriculum_reference='stage' has changed the reference of this trainer; build another to train again"
+            )
+        self._began = True
+        if not state.global_step:
             return
-        kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("weights")
-        self.weights = [tuple(pair) for pair in kept] if kept else None
-        trainer, rows = self.trainer, self.plan.stages[stage].rows
+        kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        if kept.get("plan") != self.plan.digest:
+            raise ValueError(
+                "the checkpoint was written in another order of the rows; resume with the data, curriculum, seed, batch size, "
+                "accumulation and number of processes that it was written with"
+            )
+        if state.global_step in self.plan.ends:
+            # A kill may have come between the checkpoint and its second name.
+            self._name_checkpoint(state.global_step)
+        if self.renews:
+            self._bring_back_reference(state.global_step, kept.get("weights"))
+
+    def _bring_back_reference(self, step: int, weights: list[list[str]] | None) -> None:
+        stage, trainer = self.plan.stage_of(step), self.trainer
+        _trl.settle_reference_adapter(trainer)
+        if not stage or step in self.plan.ends:
+            return
+        self.weights = [tuple(pair) for pair in weights] if weights else None
         if trainer.ref_model is not None:
-            folder = self._named(stage)
+            # Beside the checkpoint, which need not lie in this run's folder.
+            folder = self._named(stage, os.path.dirname(os.path.abspath(trainer.resumed_from)))
             if not os.path.isdir(folder):
                 raise ValueError(
                     f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is not "
@@ -338,7 +245,8 @@ class Curriculum(TrainerCallback, ExportableState):
                 )
             _trl.load_full_weights(trainer.accelerator.unwrap_model(trainer.ref_model), folder)
         elif trainer.references is not None:
-            trainer.references.restore(rows, stage + 1, None if isinstance(trainer.model, PeftModel) else self.weights)
+            own = None if isinstance(trainer.model, PeftModel) else self.weights
+            trainer.references.restore(self.plan.stages[stage].rows, stage + 1, own)
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Make the policy the reference of the stage that begins."""
@@ -359,26 +267,36 @@ class Curriculum(TrainerCallback, ExportableState):
         never = ("no", "epoch") if state.global_step == self.plan.ends[-1] else ("no",)
         control.should_log = control.should_log or args.logging_strategy not in never
         control.should_evaluate = control.should_evaluate or args.eval_strategy not in never
-        control.should_save = control.should_save or args.save_strategy not in never
+        control.should_save = control.should_save or args.save_strategy not in (*never, "best")
 
     def on_save(self, args, state, control, **kwargs):
-        """Give the checkpoint at the end of a stage a second name, under which no limit of checkpoints removes it."""
-        if state.global_step not in self.plan.ends:
-            return
-        self.trainer.accelerator.wait_for_everyone()
-        source = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        target = self._named(self.plan.ends.index(state.global_step) + 1)
-        if args.should_save and os.path.isdir(source):
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target, copy_function=_link)
-        self.trainer.accelerator.wait_for_everyone()
+        """Keep the model at the end of a stage under a name that no limit of checkpoints removes."""
+        if state.global_step in self.plan.ends:
+            self._name_checkpoint(state.global_step)
 
-    def _named(self, stage: int) -> str:
-        return os.path.join(self.trainer.args.output_dir, f"checkpoint-stage-{stage}")
+    def _name_checkpoint(self, step: int) -> None:
+        args, accelerator = self.trainer.args, self.trainer.accelerator
+        source = os.path.join(args.output_dir, f"checkpoint-{step}")
+        target = self._named(self.plan.ends.index(step) + 1, args.output_dir)
+        accelerator.wait_for_everyone()
+        if args.should_save and os.path.isdir(source):
+            unfinished = f"{target}.tmp"
+            for folder in (unfinished, target):
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(source, unfinished, copy_function=_link, ignore=shutil.ignore_patterns(*OF_TRAINING))
+            os.rename(unfinished, target)
+        accelerator.wait_for_everyone()
+
+    def _named(self, stage: int, folder: str) -> str:
+        return os.path.join(folder, STAGE_CHECKPOINT.format(stage))
 
 
 def _link(source: str, target: str) -> None:
-    """A hard link, which takes no room; a copy where the file system has none."""
+    """A hard link to weights, which are never written in place and so take no further room; a copy of anything else, and
+    where the file system has no links."""
+    if not source.endswith(".safetensors"):
+        shutil.copy2(source, target)
+        return
     try:
         os.link(source, target)
     except OSError:

@@ -123,6 +123,7 @@ class MFPOTrainer(DPOTrainer):
         self._say_what_is_left_out()
         if cached:
             self._cache_reference()
+        self.resumed_from: str | None = None
         self.curriculum = None
         if args.curriculum != "none":
             self.curriculum = Curriculum(self)
@@ -349,10 +350,12 @@ class MFPOTrainer(DPOTrainer):
     # Checkpoints
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self.resumed_from = resume_from_checkpoint
         if _trl.has_full_weights(self, resume_from_checkpoint):
             _trl.load_full_weights(self.model, resume_from_checkpoint)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with _trl.precision_kept(self.model):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
         if _trl.has_full_weights(self, self.state.best_model_checkpoint):

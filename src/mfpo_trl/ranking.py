@@ -1,0 +1,184 @@
+"""How hard the rows of a trainer's data are, and the order that follows from it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from . import _trl
+from .config import MFPOConfig
+from .curriculum import Plan, by_length, make_plan, stages
+from .reference import References
+from .reference_cache import VALUES
+from .regions import region_mask, regions_per_image
+from .rows import load_images, plain_text, row_error
+from .sampling import keep_together, prompt_groups
+
+logger = get_logger(__name__)
+
+
+def read_difficulties(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The difficulty and the stage of every row, (n,) each, from the data set's column, or computed where it has none.
+
+    Raises:
+        ValueError: no such column and nothing to compute it from, or rows without a value, counted.
+    """
+    args, dataset = trainer.args, trainer.train_dataset
+    column = args.curriculum_column
+    found = _column(dataset, column)
+    if found is None:
+        if column != "difficulty":
+            lacks = "has only empty values in" if column in dataset.column_names else "has no"
+            raise ValueError(
+                f"train_dataset {lacks} column {column!r}; curriculum_column='difficulty' ranks the rows by a number, "
+                "which is computed where the column is missing"
+            )
+        logger.info(f"No difficulty in train_dataset: it is computed as {args.curriculum_score}.")
+        found = SCORES[args.curriculum_score](trainer)
+    missing = ~np.isfinite(found)
+    if missing.any():
+        if args.curriculum_missing != "hard" or missing.all():
+            raise ValueError(
+                f"{int(missing.sum())} of {len(found)} rows have no finite {column!r} (the first is row "
+                f"{int(missing.argmax())}); fill it in, drop them, or set curriculum_missing='hard' to train on them last"
+            )
+        logger.warning(
+            f"{int(missing.sum())} of {len(found)} rows have no finite {column!r} and count as the hardest."
+        )
+        found = np.where(missing, found[~missing].max(), found)
+        if column == "difficulty":
+            # Behind the hardest of the others, in the order of the data set.
+            found = np.where(missing, np.nextafter(found, np.inf), found)
+    if column == "difficulty":
+        return found, stages(found, args.curriculum_stages)
+    if (found != np.rint(found)).any():
+        raise ValueError(f"column {column!r} of train_dataset holds fractions; a stage is a whole number")
+    return found, found.astype(np.int64)
+
+
+def _column(dataset: Dataset, name: str) -> np.ndarray | None:
+    """The numbers of a column, NaN where there is none; None where it is missing or all of it is empty."""
+    if name not in dataset.column_names:
+        return None
+    values = dataset.select_columns(name).with_format(None)[:][name]
+    try:
+        found = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {name!r} of train_dataset holds something that is no number: {error}") from error
+    return None if np.isnan(found).all() else found
+
+
+def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
+    """The reference's values of every row, by name; from the cache, which is filled where it is not."""
+    if not trainer._is_vision_dataset:
+        raise ValueError(
+            f"curriculum_score={trainer.args.curriculum_score!r} is computed for data with images only; give train_dataset a "
+            "column 'difficulty'"
+        )
+    references = trainer.references
+    if references is None:
+        references = References(trainer)
+        references.add("train_dataset", trainer.train_dataset)
+        references.release()
+    return dict(zip(VALUES, references.of(trainer.train_dataset).astype(np.float64).T, strict=True))
+
+
+def nll(trainer: Any) -> np.ndarray:
+    """Negative log-likelihood of the chosen answer under the reference, in nats a token, (n,)."""
+    values = _reference_values(trainer)
+    return -values["chosen"] / np.maximum(values["chosen_tokens"], 1)
+
+
+def reference_margin(trainer: Any) -> np.ndarray:
+    """By how many nats the reference prefers the rejected to the chosen answer, (n,)."""
+    values = _reference_values(trainer)
+    return values["rejected"] - values["chosen"]
+
+
+def mask_area(trainer: Any) -> np.ndarray:
+    """1 minus the share of the images' area that the key regions cover, (n,); 0 for a row without regions or images."""
+    rows = _trl.NumberedRows.of(trainer.train_dataset)
+    return np.array([1 - _covered(rows.__getitems__([number])[0]) for number in range(len(rows))])
+
+
+def _covered(row: Mapping[str, Any]) -> float:
+    images = load_images(row, "image") or []
+    try:
+        regions = regions_per_image(row.get("key_regions"), len(images))
+        if not any(regions):
+            return 1.0
+        covered = sum(
+            region_mask(own, image.height, image.width).sum()
+            for own, image in zip(regions, images, strict=True)
+            if own
+        )
+    except (ValueError, TypeError, OSError) as error:
+        raise row_error(row, "key_regions", str(error)) from error
+    return float(covered) / sum(image.height * image.width for image in images)
+
+
+SCORES: dict[str, Callable[[Any], np.ndarray]] = {
+    "nll": nll,
+    "reference_margin": reference_margin,
+    "mask_area": mask_area,
+}
+
+
+# The order of the rows
+
+
+def plan_of(trainer: Any) -> Plan:
+    """The order in which a trainer sees its rows; says what is padded or left out."""
+    args, dataset = trainer.args, trainer.train_dataset
+    difficulties, stage_of = read_difficulties(trainer)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    ranks = 1 if args.accelerator_config.split_batches else args.world_size
+    plan = make_plan(
+        stage_of,
+        difficulties,
+        args.curriculum,
+        args.curriculum_epochs,
+        args.train_batch_size * args.gradient_accumulation_steps * ranks,
+        args.dataloader_drop_last,
+        seed,
+        _arranger(args, dataset),
+    )
+    if args.max_steps > plan.ends[-1]:
+        raise ValueError(
+            f"max_steps={args.max_steps} is more than the {plan.ends[-1]} steps of all stages; raise curriculum_epochs, or "
+            "leave max_steps out"
+        )
+    for line in describe(plan):
+        logger.info(line)
+    changed = [f"{stage.added:+d} in stage {number}" for number, stage in enumerate(plan.stages, 1) if stage.added]
+    if changed:
+        logger.warning(
+            f"So that no step of {plan.step_rows} rows mixes two stages, rows are repeated (+) or left out (-): "
+            f"{', '.join(changed)}."
+        )
+    return plan
+
+
+def _arranger(args: MFPOConfig, dataset: Dataset) -> Callable[[list[int]], list[int]]:
+    batch = args.train_batch_size
+    if args.group_by_prompt:
+        groups = prompt_groups(dataset)
+        return lambda rows: keep_together(rows, groups, batch)
+    if args.curriculum_group_by_length:
+        texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
+        lengths = np.array([sum(len(plain_text(value)) for value in row.values()) for row in texts])
+        return lambda rows: by_length(rows, lengths, batch)
+    return lambda rows: rows
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """A line for each stage."""
+    steps = np.diff([0, *plan.ends])
+    for number, (stage, count) in enumerate(zip(plan.stages, steps, strict=True), 1):
+        low, high = stage.difficulty
+        yield (
+            f"Stage {number} of {len(plan.stages)}: {len(stage.rows)} rows, difficulty {low:.4g} to {high:.4g}, "
+            f"{stage.epochs:g} epoch(s), {count} steps."
+        )
