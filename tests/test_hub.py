@@ -242,6 +242,10 @@ def check_models(hub):
         assert "(https://huggingface.co/datasets/user/pairs)" in card
     assert "adapter_config.json" in hub.files("user/lora") and "config.json" in hub.files("user/full")
     assert "training_args.bin" not in hub.files("user/lora")
+    recipe = hub.repos["models", "user/recipe"]
+    assert {"Training in progress, step 1", "Training in progress, step 2", "End of training"} <= set(recipe.messages)
+    assert all(not path.endswith((".bin", ".pt", ".pth")) for files in recipe.commits.values() for path in files)
+    assert {"model.safetensors", "README.md", "training_curves.png"} <= set(hub.files("user/recipe"))
     assert hub.repos["models", "user/full"].private and not hub.repos["models", "user/lora"].private
     # A push may be left out while the one before is under way.
     assert "Training in progress, step 1" in hub.repos["models", "user/full"].messages
@@ -312,6 +316,23 @@ def trained(folder: Path) -> None:
         assert torch.allclose(expected, found, atol=1e-5) and not torch.allclose(expected, before, atol=1e-3)
 
 
+def recipe(folder: Path) -> None:
+    """`mfpo train` with a push at every save, the default of `push_to_hub`."""
+    import tiny
+
+    from mfpo_trl.train import main
+
+    tiny.dataset(4).to_parquet(folder / "rows.parquet")
+    fields = {
+        "model_name_or_path": "user/base",
+        "dataset_name": folder / "rows.parquet",
+        "output_dir": folder / "recipe",
+    }
+    fields |= {**CPU, "push_to_hub": True, "hub_model_id": "user/recipe", "hub_always_push": True}
+    fields |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
+    assert main([part for name, value in fields.items() for part in (f"--{name}", str(value))]) == 0
+
+
 def lost(trainer) -> None:
     """A push that fails for good: the trained weights and the card are where they were saved."""
 
@@ -358,4 +379,5 @@ def built(folder: Path) -> None:
 
 if __name__ == "__main__":
     trained(Path(sys.argv[1]))
+    recipe(Path(sys.argv[1]))
     built(Path(sys.argv[1]))

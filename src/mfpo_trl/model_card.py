@@ -259,7 +259,7 @@ def describe_curriculum(trainer: "MFPOTrainer") -> str:
     ]
     return (
         f"## Curriculum\n\n`{args.curriculum}` by `{args.curriculum_column}`; the reference is "
-        f"{'that of the start' if args.curriculum_reference == 'initial' else 'the policy at the end of the stage before'}.\n\n"
+        f"{'that of the start' if args.curriculum_reference == 'initial' else 'the policy at the end of the stage before, so that losses of two stages cannot be compared'}.\n\n"
         f"| stage | rows | difficulty | epochs | last step | {''.join(f'{plain(name)} | ' for name in measured)}\n"
         f"|---|---|---|---|---|{'---|' * len(measured)}\n" + "\n".join(line.rstrip() for line in lines) + "\n\n"
     )

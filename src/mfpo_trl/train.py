@@ -19,6 +19,7 @@ from .checkpoints import resume_point
 from .config import MFPOConfig
 from .hub import PushError, push_trained
 from .launch import command, launch
+from .pushing import PushCheckpoints
 from .rows import RowError
 from .trainer import MFPOTrainer
 
@@ -126,6 +127,9 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
+    every_save = training.push_to_hub and training.hub_strategy == "every_save"
+    if every_save:
+        training.hub_strategy = "end"
     data = load(script)
     trainer = MFPOTrainer(
         model=model.model_name_or_path,
@@ -135,6 +139,9 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
         quantization_config=get_quantization_config(model),
         peft_config=adapter,
     )
+    if every_save:
+        # Instead of Trainer's own way, which pushes its pickled arguments too.
+        trainer.add_callback(PushCheckpoints(trainer))
     if adapter is None:
         # The optimizer is made, and the model sharded, when training begins.
         frozen = [part for part in ("vision tower", "projector") if getattr(model, f"freeze_{part.replace(' ', '_')}")]
