@@ -257,6 +257,15 @@ def test_a_vision_tower_is_not_trained_silently_beside_an_adapter(swapped, tmp_p
     assert "freeze_vision_tower=False is of full fine-tuning" in capsys.readouterr().err
 
 
+def test_pickled_weights_are_refused(models, swapped, tmp_path, capsys):
+    folder = Path(tiny.save_pretrained(tmp_path / "llava"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    argv = swapped(RECIPES / "llava-1.5" / "7b-mfpo-lora.yaml", tmp_path / "out", "--model_name_or_path", str(folder))
+    assert train.main(argv) == 2
+    assert "no file named model.safetensors" in capsys.readouterr().err
+
+
 # Launching
 
 

@@ -125,6 +125,8 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        # A pickle can run code when it is loaded.
+        "use_safetensors": True,
         **(training.model_init_kwargs or {}),
     }
     every_save = training.push_to_hub and training.hub_strategy == "every_save"
