@@ -103,6 +103,7 @@ def test_missing_recipe(capsys):
     [
         (["--dataset_train_split", "fit"], "the data set has no split 'fit', only ['train']"),
         (["--dataset_name", "no/such/data.parquet"], "no/such/data.parquet"),
+        (["--dataset_name", "not-yet-built"], "`mfpo build --output not-yet-built` makes one"),
         (["--max_length", "9"], "'prompt': max_length=9 would cut"),
     ],
 )

@@ -200,7 +200,15 @@ def load(script: ScriptArguments) -> Any:
     if path.is_file():
         kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(path.suffix, path.suffix[1:])
         return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
-    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+    try:
+        return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+    except OSError as error:
+        if path.exists() or "/" in script.dataset_name:
+            raise
+        raise ValueError(
+            f"there is no folder or file {script.dataset_name!r} here, nor a data set of that name on the Hub ({error}); "
+            f"`mfpo build --output {script.dataset_name}` makes one"
+        ) from error
 
 
 def split_of(data: Any, split: str) -> Any:
