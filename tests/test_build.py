@@ -341,6 +341,14 @@ def test_recipes_and_their_mistakes(source, tmp_path, capsys):
         ([f"--dataset={tmp_path / 'none.jsonl'}", f"--output={tmp_path}"], "cannot be loaded"),
         ([f"--dataset={source}", f"--output={tmp_path / 'x'}", "--schedule=cosin"], "cosine"),
         ([f"--dataset={source}", f"--output={tmp_path / 'x'}", "--shards=2", "--shard-index=2"], "count from 0"),
+        (
+            [f"--dataset={source}", f"--output={tmp_path / 'x'}", "--difficulty=nll"],
+            "needs a model that measures it: --model",
+        ),
+        (
+            [f"--dataset={source}", f"--output={tmp_path / 'x'}", "--difficulty=hard"],
+            "'hard' is unknown; expected nll",
+        ),
     ):
         assert main(["build", *arguments]) == 1
         assert problem in capsys.readouterr().err
@@ -358,6 +366,7 @@ def test_reasons_are_counted_without_what_is_particular():
 def test_the_card_says_what_was_built(built):
     card = (built / "README.md").read_text()
     assert "| rows | 40, 40 of them with images |" in card
+    assert ("in the key regions of the chosen answer" in card) != ("a control for key regions" in card)
     assert str(built) not in card and "/rows.jsonl" not in card and "jiang2025modality" in card
 
 

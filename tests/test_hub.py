@@ -227,11 +227,11 @@ def test_what_training_and_building_push_comes_back(hub, tmp_path):
     """One child for both, as its imports cost more than the rest."""
     done = run(hub, tmp_path, __file__, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    check_models(hub)
+    check_models(hub, done)
     check_data_set(hub, tmp_path, done)
 
 
-def check_models(hub):
+def check_models(hub, done):
     for name, weights in (("full", "model"), ("lora", "adapter_model")):
         files = hub.files(f"user/{name}")
         needed = {f"{weights}.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja"}
@@ -244,6 +244,8 @@ def check_models(hub):
     assert "training_args.bin" not in hub.files("user/lora")
     recipe = hub.repos["models", "user/recipe"]
     assert {"Training in progress, step 1", "Training in progress, step 2", "End of training"} <= set(recipe.messages)
+    refused = "mfpo train: error: user/recipe cannot be pushed to: the Hub does not accept the token"
+    assert refused in done.stderr and "push later with `mfpo push`" in done.stderr
     assert all(not path.endswith((".bin", ".pt", ".pth")) for files in recipe.commits.values() for path in files)
     assert {"model.safetensors", "README.md", "training_curves.png"} <= set(hub.files("user/recipe"))
     assert hub.repos["models", "user/full"].private and not hub.repos["models", "user/lora"].private
@@ -330,7 +332,12 @@ def recipe(folder: Path) -> None:
     }
     fields |= {**CPU, "push_to_hub": True, "hub_model_id": "user/recipe", "hub_always_push": True}
     fields |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
-    assert main([part for name, value in fields.items() for part in (f"--{name}", str(value))]) == 0
+    argv = [part for name, value in fields.items() for part in (f"--{name}", str(value))]
+    # A token that does not do is told before anything is trained.
+    os.environ["HF_TOKEN"] = BAD
+    assert main(argv) == 2 and not (folder / "recipe" / "checkpoint-1").exists()
+    os.environ["HF_TOKEN"] = WRITES
+    assert main(argv) == 0
 
 
 def lost(trainer) -> None:

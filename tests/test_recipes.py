@@ -350,6 +350,11 @@ def test_the_command_that_is_launched():
         (["--accelerate-config"], "--accelerate-config needs a value"),
         (["--accelerate-config", "--config", "r.yaml"], "--accelerate-config needs a value"),
         (["--num-processes", "2"], "--num-processes needs --accelerate-config"),
+        (
+            ["--accelerate-config", "single_gpu", "--num-processes", "2"],
+            "is for one process; take --accelerate-config ddp",
+        ),
+        (["--model_name_or_path", "x", "--dataset_name", "y", "--use_cpu", "--learning_rat", "1"], "--learning_rat"),
     ],
 )
 def test_what_cannot_be_launched(argv, message, capsys):

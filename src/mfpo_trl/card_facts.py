@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .markdown import plain
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("mfpo_trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
 
-SHOWN_MODULES = 10
+SHOWN_MODULES = 12
 """Names of adapted modules that are listed."""
 
 
@@ -83,8 +84,9 @@ def describe_precision(trainer: "MFPOTrainer") -> str:
     weights = sorted(
         {str(own.dtype).removeprefix("torch.") for own in trainer.model.parameters() if own.requires_grad}
     )
-    args = trainer.args
-    arithmetic = "bfloat16" if args.bf16 else "float16" if args.fp16 else "the type of the weights"
+    # Of the accelerator, because its own configuration may ask for more than the arguments do.
+    mixed = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8"}
+    arithmetic = mixed.get(str(trainer.accelerator.mixed_precision), "the type of the weights")
     return f"trained weights in {' and '.join(weights)}, arithmetic in {arithmetic}"
 
 
@@ -118,15 +120,14 @@ def describe_trained(model: Any, accelerator: Any) -> str:
         for name, words in (("r", "rank"), ("lora_alpha", "alpha"), ("lora_dropout", "dropout"))
         if getattr(config, name, None) is not None
     ]
-    targets = getattr(config, "target_modules", None)
-    settings += [f"on {_modules(targets)}"] if targets else []
+    # What was wrapped, which is less than the targets where some modules are excluded.
+    wrapped = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    settings += [f"on {_modules(wrapped)}"] if wrapped else []
     settings += [f"{_modules(config.modules_to_save)} in full"] if getattr(config, "modules_to_save", None) else []
     return f"{count} parameters of an adapter, {plain(kind)}: {', '.join(settings) or 'no settings'}"
 
 
 def _modules(names: Any) -> str:
-    if isinstance(names, str):
-        return f"modules that match {plain(names)}"
     names = sorted(map(str, names))
     rest = len(names) - SHOWN_MODULES
     return ", ".join(map(plain, names[:SHOWN_MODULES])) + (f" and {rest} more" if rest > 0 else "")

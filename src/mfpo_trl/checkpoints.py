@@ -17,6 +17,10 @@ FSDP_FILES = ("pytorch_model_fsdp.bin", "optimizer.bin")
 FSDP_FOLDERS = ("pytorch_model_fsdp_0", "optimizer_0")
 
 
+class ResumeError(ValueError):
+    """Training cannot go on from a checkpoint as it was asked to."""
+
+
 def resume_point(value: str | bool | None, output_dir: str | Path, save_only_model: bool = False) -> str | None:
     """The checkpoint that `resume_from_checkpoint` means; None to start from the beginning.
 

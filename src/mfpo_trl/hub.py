@@ -141,6 +141,25 @@ def token_for(repo: str, token: str | None = None) -> str:
     return token
 
 
+def open_repository(repo: str, *, private: bool = False, token: str | None = None) -> None:
+    """Create a model's repository where it is missing, before the work that is to be pushed there.
+
+    Raises:
+        ValueError: `repo` is no id.
+        PushError: there is no token, or the Hub does not open the repository; says what the Hub said.
+    """
+    from huggingface_hub import HfApi
+
+    token = token_for(repo, token)
+    try:
+        HfApi(token=token).create_repo(repo, private=private or None, exist_ok=True)
+    except Exception as error:
+        said = _without_token(_judged(error)[0], token)
+        raise PushError(
+            f"{repo} cannot be pushed to: {said}. Leave out push_to_hub to train without, and push later with `mfpo push`"
+        ) from error
+
+
 def push_trained(trainer: "MFPOTrainer") -> str | None:
     """Push what a trainer has saved in its output folder, where its arguments say; the main process does.
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
+
 OPTIONS = {"--accelerate-config": "config", "--num-processes": "processes"}
 FOLDER = Path("recipes") / "accelerate"
 CHECKOUT = Path(__file__).parents[2]
@@ -25,8 +27,10 @@ def command(argv: Sequence[str]) -> list[str] | None:
         if "processes" in given:
             raise ValueError("--num-processes needs --accelerate-config; without, there is one process")
         return None
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file(given["config"]))]
+    path = config_file(given["config"])
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     if "processes" in given:
+        check_processes(path, given["processes"])
         launcher += ["--num_processes", given["processes"]]
     return [*launcher, "-m", "mfpo_trl.train", *rest]
 
@@ -72,6 +76,20 @@ def config_file(name: str) -> Path:
         "give the path of a file"
     )
     raise ValueError(f"--accelerate-config {name!r} is not known: {hint}")
+
+
+def check_processes(path: Path, processes: str | int) -> None:
+    """Refuse several processes for a configuration of one, which accelerate would start alone.
+
+    Raises:
+        ValueError: says which configuration is for several.
+    """
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kind = settings.get("distributed_type", "NO") if isinstance(settings, dict) else "NO"
+    if str(processes) != "1" and str(kind).upper() == "NO":
+        raise ValueError(
+            f"--num-processes {processes}: {path} is for one process; take --accelerate-config ddp for several"
+        )
 
 
 def launch(command: Sequence[str]) -> NoReturn:

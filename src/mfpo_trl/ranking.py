@@ -152,11 +152,15 @@ def plan_of(trainer: Any) -> Plan:
         )
     for line in describe(plan):
         logger.info(line)
-    changed = [f"{stage.added:+d} in stage {number}" for number, stage in enumerate(plan.stages, 1) if stage.added]
+    changed = [
+        f"{stage.added:+d} of {len(stage.sequence) - stage.added} in stage {number}"
+        for number, stage in enumerate(plan.stages, 1)
+        if stage.added
+    ]
     if changed:
         logger.warning(
             f"So that no step of {plan.step_rows} rows mixes two stages, rows are repeated (+) or left out (-): "
-            f"{', '.join(changed)}."
+            f"{', '.join(changed)}. Smaller steps change fewer rows; dataloader_drop_last=True repeats none."
         )
     return plan
 

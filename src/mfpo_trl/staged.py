@@ -11,6 +11,7 @@ from transformers import TrainerCallback, get_scheduler
 from transformers.trainer_callback import ExportableState
 
 from . import _trl
+from .checkpoints import ResumeError
 from .config import MFPOConfig
 from .ranking import plan_of
 from .sampling import EpochSampler
@@ -211,7 +212,7 @@ class Curriculum(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         """Go on where a checkpoint was written: in the same order of rows, with the reference of its stage."""
         if self._began and self.renews and not state.global_step:
-            raise ValueError(
+            raise ResumeError(
                 "curriculum_reference='stage' has changed the reference of this trainer; build another to train again"
             )
         self._began = True
@@ -219,7 +220,7 @@ class Curriculum(TrainerCallback, ExportableState):
             return
         kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         if kept.get("plan") != self.plan.digest:
-            raise ValueError(
+            raise ResumeError(
                 "the checkpoint was written in another order of the rows; resume with the data, curriculum, seed, batch size, "
                 "accumulation and number of processes that it was written with"
             )
@@ -239,7 +240,7 @@ class Curriculum(TrainerCallback, ExportableState):
             # Beside the checkpoint, which need not lie in this run's folder.
             folder = self._named(stage, os.path.dirname(os.path.abspath(trainer.resumed_from)))
             if not os.path.isdir(folder):
-                raise ValueError(
+                raise ResumeError(
                     f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is not "
                     "there; keep the checkpoints that are named after stages, or start that stage again"
                 )

@@ -15,9 +15,9 @@ from datasets import load_dataset, load_from_disk
 from torch import nn
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from .checkpoints import resume_point
+from .checkpoints import ResumeError, resume_point
 from .config import MFPOConfig
-from .hub import PushError, push_trained
+from .hub import PushError, open_repository, push_trained
 from .launch import command, launch
 from .pushing import PushCheckpoints
 from .rows import RowError
@@ -60,14 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             launch(launched)
         script, training, model = parse(argv)
         trainer = build(script, training, model)
-    except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
+    except (ValueError, OSError, ImportError, PushError, yaml.YAMLError) as error:
         return _fail(error)
+    except KeyboardInterrupt:
+        return _stopped("nothing was trained")
     try:
         train(trainer, script)
-    except (RowError, PushError) as error:
+    except (RowError, ResumeError, PushError) as error:
         # Anything else may be a fault of ours, and keeps its traceback.
         return _fail(error)
+    except KeyboardInterrupt:
+        return _stopped(
+            "the same command with --resume_from_checkpoint true goes on from the last complete checkpoint"
+        )
     return 0
+
+
+def _stopped(last_word: str) -> int:
+    print(f"mfpo train: stopped; {last_word}", file=sys.stderr)
+    return 130
 
 
 def _fail(error: Exception) -> int:
@@ -95,7 +106,8 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelC
         for name in ("model_name_or_path", "dataset_name"):
             if name not in given:
                 raise ValueError(f"--{name} is needed")
-    return TrlParser(kinds, prog="mfpo train", epilog=EPILOG).parse_args_and_config(argv)
+    # A field that is cut short would be taken for another one without a word.
+    return TrlParser(kinds, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse_args_and_config(argv)
 
 
 def recipe_keys(recipe: Path, known: set[str]) -> list[str]:
@@ -129,6 +141,13 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
         "use_safetensors": True,
         **(training.model_init_kwargs or {}),
     }
+    if training.push_to_hub:
+        # Now, and not when everything is trained.
+        open_repository(
+            training.hub_model_id or Path(training.output_dir).resolve().name,
+            private=bool(training.hub_private_repo),
+            token=training.hub_token,
+        )
     every_save = training.push_to_hub and training.hub_strategy == "every_save"
     if every_save:
         training.hub_strategy = "end"
@@ -181,6 +200,8 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
 def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     """Train, save and, where asked, push."""
     training = trainer.args
+    if training.resume_from_checkpoint:
+        trainer.accelerator.print(f"Going on from {training.resume_from_checkpoint}")
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     # The word keeps it from pushing before there is a card.
     trainer.save_model(training.output_dir, _internal_call=True)

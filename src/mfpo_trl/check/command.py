@@ -104,6 +104,8 @@ def engine_of(accelerate: str | None, deepspeed: str | Mapping[str, Any] | None,
         OSError: it cannot be read.
     """
     settings = _mapping(launch.config_file(accelerate)) if accelerate else {}
+    if accelerate and processes:
+        launch.check_processes(launch.config_file(accelerate), processes)
     count, machines = processes or settings.get("num_processes") or 1, settings.get("num_machines") or 1
     kind = settings.get("distributed_type")
     own = settings.get("deepspeed_config") or {}

@@ -55,7 +55,7 @@ def findings(
     good = [look for look in looks if look.error is None]
     found = [_valid(looks, rows)]
     if good and tokens:
-        found += [_lengths(good, training.max_length, context), _ends(good, training.add_eos)]
+        found += [_lengths(good, training.max_length, context), _ends(good, training.add_eos, training.max_length)]
     if good:
         found += [_answers(good, training.text_loss_weight), *_images(good, training)]
     return found
@@ -124,12 +124,14 @@ def _lengths(looks: Sequence[Look], max_length: int | None, context: int | None)
     return Finding("token lengths", status, value, advice, details)
 
 
-def _ends(looks: Sequence[Look], add_eos: bool) -> Finding:
+def _ends(looks: Sequence[Look], add_eos: bool, max_length: int | None) -> Finding:
     bare = [look for look in looks if look.unended]
     details = {"add_eos": add_eos, "unended": [{"row": look.number, "answers": look.unended} for look in bare]}
     if not bare:
         by = "add_eos" if add_eos else "the chat template"
-        return Finding("end of answers", OK, f"scored in all {len(looks)} rows ({by})", details=details)
+        cut = sum(max_length is not None and look.length > max_length for look in looks)
+        rows = f"in the {len(looks) - cut} rows that are not cut" if cut else f"in all {len(looks)} rows"
+        return Finding("end of answers", OK, f"scored {rows} ({by})", details=details)
     value = f"not scored in {len(bare)} of {len(looks)} rows ({_named(bare)}): nothing teaches the model to stop there"
     return Finding("end of answers", WARNING, value, "set add_eos: true", details)
 

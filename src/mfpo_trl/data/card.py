@@ -29,10 +29,14 @@ def card(options: Any, report: Mapping[str, Any]) -> str:
     rate = report["grounding_failure_rate"]
     failed = "every row: nothing was grounded" if rate is None else f"{rate:.1%} of the rows with images"
     quantiles = ", ".join(f"{key}: {value:.1%}" for key, value in report["mask_area_quantiles"].items())
+    where = {
+        "random": "in rectangles drawn at random, a control for key regions",
+        "none": "nowhere in particular: the whole image is corrupted, a control for key regions",
+    }.get(kept["grounder"], "in the key regions of the chosen answer")
     return f"""{HEAD}
 # Image-preference data, built from {name}
 
-Preference rows whose dispreferred image differs from the original only in the key regions of the chosen answer, built by
+Preference rows whose dispreferred image differs from the original only {where}, built by
 mfpo_trl {report["options"]["version"]} with `mfpo build`.
 
 | | |
@@ -44,7 +48,7 @@ mfpo_trl {report["options"]["version"]} with `mfpo build`.
 | share of the image under the regions, quantiles | {quantiles or "-"} |
 | key words a row | {report["keywords_per_row"]:.1f} |
 
-`key_regions` are COCO run-length encodings, one list for each image, with the phrase that was grounded and its score.
+`key_regions` are COCO run-length encodings, one list for each image, with the phrase that was grounded and its score, if any.
 `corruption` is the recipe of the dispreferred image; `rejected_images`, where the column is there, are those images as PNG.
 Images are the bytes of the source. `stage` is 0 for the easiest rows by `difficulty`.
 

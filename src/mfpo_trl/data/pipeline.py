@@ -10,6 +10,7 @@ from typing import Any
 from .. import __version__
 from ..corruptions import check_corruption
 from ..dispreferred import DispreferredImages
+from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
 from .parts import Parts, features
@@ -95,6 +96,10 @@ class BuildOptions:
         for name in ("batch_size", "part_rows", "num_proc", "shards", "resolution", "samples", "stages"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected a number from 1 up")
+        if self.scorer not in DIFFICULTIES:
+            raise ValueError(f"--difficulty {self.difficulty!r} is unknown; expected {', '.join(DIFFICULTIES)}")
+        if self.scorer not in ("mask-area", "none") and not self.model:
+            raise ValueError(f"--difficulty {self.scorer} needs a model that measures it: --model")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit is {self.limit}; expected a number from 1 up")
         if self.corruption == "swap":
