@@ -118,7 +118,7 @@ def test_every_step_sees_rows_of_its_stage(tmp_path, settings, steps):
 def test_padding_is_said(tmp_path, caplog):
     with caplog.at_level("INFO"):
         trainer_of(tmp_path, log_level="info")
-    assert "rows are repeated (+) or left out (-): +1 in stage 1" in caplog.text
+    assert "rows are repeated (+) or left out (-): +1 of 5 in stage 1" in caplog.text
     assert "Stage 1 of 3: 5 rows, difficulty 0 to " in caplog.text and "1 epoch(s), 3 steps" in caplog.text
 
 
