@@ -357,6 +357,8 @@ def test_recipes_and_their_mistakes(source, tmp_path, capsys):
 def test_reasons_are_counted_without_what_is_particular():
     reasons = ["field 'images': '/a/b 1.jpg' is not a file in /x", "field 'images': '/c/d.jpg' is not a file in /x"]
     assert len({kind(reason) for reason in reasons}) == 1
+    reasons = [f"field 'images': the file '{name}' is empty (0 bytes)" for name in ("a.png", "b/c.png")]
+    assert len({kind(reason) for reason in reasons}) == 1
     reasons = [f"a row (prompt {text!r}), field 'rejected': is empty" for text in ("what's this", "why, field 'x'?")]
     assert {kind(reason) for reason in [*reasons, "row 3, field 'rejected': is empty"]} == {
         "field 'rejected': is empty"

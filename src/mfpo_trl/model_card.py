@@ -47,8 +47,7 @@ TEXT = """\
 
 {base} trained with {method} on {data}, by `mfpo_trl` on top of [TRL](https://github.com/huggingface/trl).
 
-{badges}
-## Objective
+{badges}## Objective
 
 | term | weight | formula |
 |---|---|---|
@@ -139,7 +138,7 @@ def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_nam
     badges = "\n".join(line for line in card.text.splitlines() if line.startswith("[<img"))
     picture = write_curves(folder, trainer.state.log_history)
     card.text = card_text(
-        trainer, data.model_name, dataset, f"{badges}\n" if badges else "", data.license, picture, scores
+        trainer, data.model_name, dataset, f"{badges}\n\n" if badges else "", data.license, picture, scores
     )
     card.save(path)
 

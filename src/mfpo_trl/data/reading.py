@@ -159,7 +159,7 @@ def image_bytes(value: Any, roots: Sequence[Path]) -> dict[str, Any]:
     if data is None:
         data = _file(path, roots).read_bytes()
     if not data:
-        raise ValueError("the file is empty (0 bytes)")
+        raise ValueError(f"the file {str(path)!r} is empty (0 bytes)" if path else "the image is empty (0 bytes)")
     return {"bytes": data, "path": Path(path).name if path else None}
 
 

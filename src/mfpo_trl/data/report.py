@@ -106,7 +106,7 @@ def total(reports: Sequence[Mapping[str, Any]], wall: float, grounds: bool = Tru
 def kind(reason: str) -> str:
     """A reason without what is particular to its row."""
     reason = re.sub(r"^(?:a row|row \d+)(?: \(prompt .*\))?, (?=field )", "", reason, flags=re.DOTALL)
-    return re.sub(r"'[^']*/[^']*'|\b\d+\b", "…", reason)[:100]
+    return re.sub(r"'[^']*[/.][^']*'|\b\d+\b", "…", reason)[:100]
 
 
 def finish(options: Any, pipeline: Any, wall: float | None) -> None:
