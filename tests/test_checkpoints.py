@@ -151,8 +151,10 @@ def test_fsdp_checkpoints(run):
 
 
 @pytest.mark.parametrize("value", [None, False, "false", "None"])
-def test_no_resuming(run, value):
+def test_no_resuming(run, value, tmp_path, caplog):
+    assert resume_point(value, tmp_path) is None and not caplog.text
     assert resume_point(value, run) is None
+    assert "has checkpoints of an earlier training. This one begins anew" in caplog.text
 
 
 def test_what_resuming_may_be_told(run, tmp_path, caplog):

@@ -32,6 +32,12 @@ def resume_point(value: str | bool | None, output_dir: str | Path, save_only_mod
     """
     word = str(value).lower()
     if value is None or word in ("false", "none", ""):
+        if _folders(Path(output_dir)):
+            logger.warning(
+                "%s has checkpoints of an earlier training. This one begins anew, and save_total_limit may remove them; "
+                "resume_from_checkpoint=true goes on from the last.",
+                output_dir,
+            )
         return None
     if word == "true":
         found = last_complete_checkpoint(output_dir, save_only_model)
@@ -53,16 +59,19 @@ def last_complete_checkpoint(output_dir: str | Path, save_only_model: bool = Fal
     Args:
         save_only_model: the checkpoints were written without optimizer and scheduler.
     """
-    output_dir = Path(output_dir)
-    if not output_dir.is_dir():
-        return None
-    folders = [path for path in output_dir.iterdir() if path.is_dir() and NAME.fullmatch(path.name)]
-    for folder in sorted(folders, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True):
+    for folder in _folders(Path(output_dir)):
         problem = what_is_missing(folder, save_only_model)
         if problem is None:
             return folder
         logger.warning("%s is not complete (%s): it is skipped for the checkpoint before it.", folder, problem)
     return None
+
+
+def _folders(output_dir: Path) -> list[Path]:
+    """The checkpoints in a folder, the last one first."""
+    found = output_dir.iterdir() if output_dir.is_dir() else ()
+    numbered = [path for path in found if path.is_dir() and NAME.fullmatch(path.name)]
+    return sorted(numbered, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
 
 
 def what_is_missing(folder: Path, save_only_model: bool = False) -> str | None:
