@@ -368,7 +368,7 @@ def test_reasons_are_counted_without_what_is_particular():
 def test_the_card_says_what_was_built(built):
     card = (built / "README.md").read_text()
     assert "| rows | 40, 40 of them with images |" in card
-    assert ("in the key regions of the chosen answer" in card) != ("a control for key regions" in card)
+    assert "only in rectangles drawn at random, a control for key regions, built by" in card
     assert str(built) not in card and "/rows.jsonl" not in card and "jiang2025modality" in card
 
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ._trl import NumberedRows, Replay, placed
 from .branches import has_branch, of_pairs, split_batch
+from .checkpoints import ResumeError
 from .forward import unwrapped
 from .losses import BRANCHES
 from .reference_cache import (
@@ -161,7 +162,7 @@ class References:
                 so that it can score again.
 
         Raises:
-            ValueError: the values are no longer there, and neither are the weights.
+            ResumeError: the values are no longer there, and neither are the weights.
         """
         self._replace(rows, stage, weights)
 
@@ -181,10 +182,10 @@ class References:
         cache = ReferenceCache(cache_folder(dataset), key, len(dataset))
         # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
         missing, changes = _on_main(lambda: (cache.missing(), cache.changes()))
-        if changes and may_score and not expected:
+        if changes and not expected:
             logger.warning(f"The reference of {name} is computed again: {'; '.join(changes)}.")
         if missing and not may_score:
-            raise ValueError(
+            raise ResumeError(
                 f"the reference values of {name} are no longer in {cache.folder}, and the weights that gave them are gone; "
                 "resume from the checkpoint at the end of the stage before, from which they are computed again"
             )

@@ -247,6 +247,9 @@ class Curriculum(TrainerCallback, ExportableState):
             _trl.load_full_weights(trainer.accelerator.unwrap_model(trainer.ref_model), folder)
         elif trainer.references is not None:
             own = None if isinstance(trainer.model, PeftModel) else self.weights
+            assert own or isinstance(trainer.model, PeftModel), (
+                "a stage's checkpoint tells the weights of its reference"
+            )
             trainer.references.restore(self.plan.stages[stage].rows, stage + 1, own)
 
     def on_step_begin(self, args, state, control, **kwargs):
