@@ -80,7 +80,7 @@ def meta_model(geometry: Geometry) -> Any:
         model = get_peft_model(model, LORA, autocast_adapter_dtype=False)
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     model.enable_input_require_grads()
-    forward.prepare(model, packed=True)
+    forward.prepare(model, PACKED_ROW)
     # Comparing the number of image tokens with the number of features needs values.
     backbone = model.get_base_model().model
     backbone.get_placeholder_mask = lambda ids, **_: (ids == SPECIAL["<image>"]).unsqueeze(-1)

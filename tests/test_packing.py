@@ -50,7 +50,7 @@ def scores(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def prepared(model, layout: str):
     add_fused_lm_head(model, outputs=("log_probs",))
-    prepare(model, packed=layout != FLAT)
+    prepare(model, layout)
     return model
 
 

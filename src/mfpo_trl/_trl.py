@@ -19,7 +19,7 @@ from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import disable_dropout_in_model
 
-from .branches import gather_branches, label_positions, labelled, of_pairs, shifted_labels
+from .branches import IGNORED_LABEL, gather_branches, label_positions, labelled, of_pairs, shifted_labels
 from .rows import REFERENCE, ROW_NUMBER, row_error
 
 CONTRACT = {
@@ -120,22 +120,29 @@ class Replay:
         return self.outputs.log_probs.sum(dim=1)
 
     def preference_inputs(self) -> dict[str, Tensor]:
-        """The batch that TRL's loss believes in: 2B rows of one prompt token and a completion, C + 1 tokens long.
-        TRL reads `attention_mask` only to count tokens, and counts the same ones in every layout."""
+        """The batch that TRL's loss believes in: 2B rows of one prompt token and a completion, C + 1 tokens long. TRL reads
+        `attention_mask` only to count tokens: it holds those that each chosen and rejected answer would have in a row of its
+        own, in every layout."""
         scored = self._halves(gather_branches(label_positions(self.inputs), self.branches)).long()
-        completion_mask = torch.nn.functional.pad(scored, (1, 0))
+        length = self._halves(self._lengths())[:, None]
         return {
-            "input_ids": torch.zeros_like(completion_mask),
-            "attention_mask": self._tokens(),
-            "completion_mask": completion_mask,
+            "input_ids": torch.zeros(len(scored), scored.size(1) + 1, dtype=torch.long, device=scored.device),
+            "attention_mask": (torch.arange(int(length.max()), device=length.device) < length).long(),
+            "completion_mask": torch.cat([self._halves(self._begins_row())[:, None].long(), scored], dim=1),
         }
 
-    def _tokens(self) -> Tensor:
-        """A mask of as many tokens as the branches have when each has a row of its own."""
-        if "prefixes" not in self.inputs:
-            return self.inputs["attention_mask"]
-        length = self.branches[:, 2] + self.inputs["prefixes"][:, 1] + 1
-        return (torch.arange(int(length.max()), device=length.device) < length[:, None]).long()
+    def _lengths(self) -> Tensor:
+        """Tokens of each branch with its prompt, (N,)."""
+        if "prefixes" in self.inputs:
+            return self.branches[:, 2] + self.inputs["prefixes"][:, 1] + 1
+        return self.inputs["attention_mask"].sum(dim=1)[self.branches[:, 0]]
+
+    def _begins_row(self) -> Tensor:
+        """Which branches begin with their row's first token, (N,) bool: `truncation_mode="keep_end"` may cut the whole prompt
+        of a text. Nothing predicts that token, but TRL counts it where it divides by the number of tokens."""
+        if "labels" not in self.inputs:
+            return torch.zeros_like(self.branches[:, 0], dtype=torch.bool)
+        return self.inputs["labels"][self.branches[:, 0], 0] != IGNORED_LABEL
 
     def _halves(self, per_branch: Tensor | None) -> Tensor | None:
         if per_branch is None:

@@ -28,13 +28,16 @@ def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
 
 
-def check_arguments(args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool) -> None:
+def check_arguments(
+    args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool, compute_metrics: Any = None
+) -> None:
     """What must go together, looked at before anything is loaded.
 
     Args:
         datasets: by the names of their arguments.
         data_collator: the caller's own, if any.
         cached: whether the reference's values of data with images are computed before training.
+        compute_metrics: the caller's function of logits, if any.
 
     Raises:
         ValueError: arguments that exclude each other.
@@ -42,6 +45,17 @@ def check_arguments(args: MFPOConfig, datasets: dict[str, Any], data_collator: A
     check_curriculum(args, datasets["train_dataset"])
     if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
         raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
+    with_images = has_image_column(datasets["train_dataset"])
+    if compute_metrics is not None and with_images and not args.text_loss_weight:
+        raise ValueError(
+            "compute_metrics reads the logits of chosen and rejected answers, and with text_loss_weight=0 no rejected one is "
+            "scored; leave it out, or give the text term a weight"
+        )
+    if compute_metrics is not None and with_images and "inputs" in args.include_for_metrics:
+        raise ValueError(
+            "include_for_metrics='inputs' would hand compute_metrics the rows of dispreferred images too; leave it out: its "
+            "label_ids are the rows of the chosen and the rejected answers"
+        )
     if cached:
         check_cacheable(datasets, data_collator)
     if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:

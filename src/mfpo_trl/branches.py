@@ -10,13 +10,13 @@ with the batch so that everything behind the forward is the same code for every 
 Shapes: B samples, N branches, R rows, T tokens of a row, W label positions of a row, C completion tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .losses import BRANCHES
+from .losses import BRANCHES, branches_read, reading
 
 TABLE_KEYS = ("pairs", "branches", "ref_rows")
 IGNORED_LABEL = -100
@@ -74,6 +74,43 @@ def of_pairs(per_branch: Tensor, pairs: Tensor, branch: str) -> Tensor:
 def has_branch(pairs: Tensor, branch: str) -> Tensor:
     """Which samples have the branch, (B,) bool."""
     return pairs[:, BRANCHES.index(branch)] >= 0
+
+
+def check_scored(branches: Sequence[str], weights: Mapping[str, float]) -> None:
+    """Raise ValueError where a term with weight reads a branch that a collator does not make.
+
+    Args:
+        branches: those that it makes.
+        weights: of the terms, by their names.
+    """
+    for name in branches_read(weights):
+        if name not in branches:
+            raise ValueError(
+                f"the data_collator has branches={tuple(branches)}, and {' and '.join(reading(name, weights))} read "
+                f"{name!r} too; make it with branches={branches_read(weights)}, or set those weights to 0"
+            )
+
+
+def check_batch(batch: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+    """What must hold of the tables of a batch before terms read them.
+
+    Args:
+        batch: with `pairs` and `branches`.
+        weights: of the terms, by their names.
+
+    Raises:
+        ValueError: a sample without a branch that a term with weight reads; only a sample without an image may lack the
+            corrupted one.
+    """
+    has_images = any(name.startswith(("pixel", "image")) for name in batch)
+    for name in branches_read(weights):
+        there = has_branch(batch["pairs"], name)
+        optional = name == "corrupted" and (not has_images or bool(there.any()))
+        if not optional and not there.all():
+            raise ValueError(
+                f"the batch has no {name!r} branch for {int((~there).sum())} of its {len(there)} samples, which "
+                f"{' and '.join(reading(name, weights))} read; have the data_collator make it, or set those weights to 0"
+            )
 
 
 def from_preference_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class MFPOCollator:
     ```
 
     Raises:
-        ValueError: a row that cannot be used; the message names the row and the field.
+        ValueError: an unknown branch or layout; a row that cannot be used, whose message names the row and the field.
     """
 
     processor: ProcessorMixin
@@ -80,6 +80,11 @@ class MFPOCollator:
     add_eos: bool = True
     layout: str = FLAT
     _said: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self):
+        for name, given, known in (("branches", self.branches, BRANCHES), ("layout", [self.layout], LAYOUTS)):
+            if unknown := [one for one in given if one not in known]:
+                raise ValueError(f"{name} of the collator: {unknown[0]!r} is unknown; expected {', '.join(known)}")
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         samples = [self.encode(example) for example in examples]

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .packing import attend_by_group, dense_mask, multi_axis_positions, spans, token_ids, visibility
+from .packing import FLAT, PACKED_ROW, attend_by_group, dense_mask, multi_axis_positions, spans, token_ids, visibility
 
 PACKED_SDPA = "packed_sdpa"
 """PyTorch's scaled dot-product attention, group by group where the mask is the table of a packed row."""
@@ -44,7 +44,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def prepare(model: nn.Module, packed: bool) -> None:
+def prepare(model: nn.Module, layout: str = FLAT) -> None:
     """Hang the hooks into a model with TRL's fused LM head.
 
     With them the model also takes
@@ -58,10 +58,11 @@ def prepare(model: nn.Module, packed: bool) -> None:
 
     Args:
         model: a model, or an adapter around it.
-        packed: whether packed rows will come; `sdpa` is then replaced by `PACKED_SDPA` in its language part.
+        layout: of the batches that will come. Where all groups lie in one row, `sdpa` is replaced by `PACKED_SDPA` in its
+            language part; every other kernel, also `sdpa` over several rows, reads a mask.
     """
     base = unwrapped(model)
-    if packed and base.config.get_text_config()._attn_implementation == "sdpa":
+    if layout == PACKED_ROW and base.config.get_text_config()._attn_implementation == "sdpa":
         base.set_attn_implementation({"text_config": PACKED_SDPA})
     rows = _Rows()
     base.base_model.register_forward_pre_hook(rows.enter, with_kwargs=True)

@@ -84,6 +84,11 @@ def branches_read(weights: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(branch for branch in BRANCHES if branch in read)
 
 
+def reading(branch: str, weights: Mapping[str, float]) -> list[str]:
+    """The weights, by their names in `MFPOConfig`, of the terms that read a branch."""
+    return [f"{name}_loss_weight" for name, weight in weights.items() if weight and branch in TERMS[name].reads]
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of `values` (B,) where `mask` (B,) holds, over B: every row of a data set weighs the same in a term,
     whatever the rows that it happens to share a micro-batch with."""

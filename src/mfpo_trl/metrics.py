@@ -8,6 +8,28 @@ from torch import Tensor
 
 from .branches import has_branch
 
+Counted = dict[str, tuple[float, float]]
+"""The sum of a metric over what was counted, and how much was counted, by its name."""
+
+
+class Tally:
+    """Means over many batches, each weighed by what was counted in it."""
+
+    def __init__(self):
+        self._totals: Counted = {}
+
+    def add(self, counted: Counted) -> None:
+        """Take in the sums of one batch; one that counted nothing changes nothing."""
+        for name, (total, count) in counted.items():
+            if count:
+                sums = self._totals.get(name, (0.0, 0.0))
+                self._totals[name] = (sums[0] + total, sums[1] + count)
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last call."""
+        totals, self._totals = self._totals, {}
+        return {name: total / count for name, (total, count) in totals.items()}
+
 
 def batch_metrics(
     losses: Mapping[str, Tensor],
@@ -17,8 +39,9 @@ def batch_metrics(
     image_beta: float,
     accelerator: Accelerator,
     attention_mask: Tensor,
-) -> dict[str, float]:
-    """Means over the batch of all ranks.
+    training: bool,
+) -> Counted:
+    """Sums and counts over the batches of all ranks.
 
     Args:
         losses: scalar loss of each term.
@@ -27,12 +50,14 @@ def batch_metrics(
         beta: of the text rewards, used for `rewards/chosen` where TRL's loss, which logs it, has no weight.
         image_beta: of the image rewards.
         attention_mask: of the rows as the model read them, (R, T).
+        training: `Trainer` weighs its loss by micro-batches in training, and by samples in an evaluation.
 
     Returns:
-        `loss/<term>`; `tokens/padding`, the share of padding among the tokens; over the samples with an image `rewards/image_margins`, `rewards/image_accuracies` and
-        `rewards/image_rejected`, absent where no sample of any rank has one.
+        `loss/<term>`, counted as `Trainer` counts the loss; `tokens/padding`, counted in tokens; `rewards/image_margins`,
+        `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image.
     """
-    totals = {f"loss/{name}": (value.detach(), 1) for name, value in losses.items()}
+    weight = 1 if training else len(pairs)
+    totals = {f"loss/{name}": (weight * value.detach(), weight) for name, value in losses.items()}
     totals["tokens/padding"] = ((attention_mask == 0).sum(), attention_mask.numel())
     if "text" not in losses:
         totals["rewards/chosen"] = (beta * logratios["chosen"].detach().sum(), len(pairs))
@@ -45,4 +70,4 @@ def batch_metrics(
     # One reduction of a fixed shape: a rank whose batch has no image takes part with zeros instead of hanging the others.
     table = torch.stack([torch.stack([s.float(), s.new_tensor(n).float()]) for s, n in totals.values()])
     table = accelerator.reduce(table, reduction="sum").tolist()
-    return {name: total / count for name, (total, count) in zip(totals, table, strict=True) if count}
+    return {name: (total, count) for name, (total, count) in zip(totals, table, strict=True)}

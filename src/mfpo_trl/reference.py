@@ -101,7 +101,9 @@ class References:
     @cached_property
     def model(self) -> Any:
         """What is run: the reference model, or the policy."""
-        return self.trainer.ref_model or placed(self.trainer, self.trainer.model)
+        given = self.trainer.ref_model
+        # A compiled model has no truth value.
+        return placed(self.trainer, self.trainer.model) if given is None else given
 
     @cached_property
     def weights(self) -> list[tuple[str, str]]:
@@ -252,7 +254,7 @@ def _collate_numbered(collator: Any, examples: list[dict[str, Any]]) -> tuple[Te
 
 
 def _reference_weights(trainer: Any) -> tuple[nn.Module, list[str]]:
-    model = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
     return (unwrapped(model), list(model.peft_config)) if isinstance(model, PeftModel) else (model, [])
 
 
@@ -261,7 +263,7 @@ def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str
     args, processor, collator = trainer.args, trainer.processing_class, trainer.data_collator
     images = collator.dispreferred
     donors = trainer.train_dataset._fingerprint if images.corruption == "swap" else None
-    model = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
     adapter = getattr(model, "peft_config", {}).get("ref")
     return {
         "dataset": name,

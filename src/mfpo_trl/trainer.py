@@ -12,12 +12,12 @@ from trl import DPOConfig, DPOTrainer
 
 from . import _trl
 from .arguments import as_mfpo_config, check_arguments, follow_log_level, has_image_column, named_evaluations
-from .branches import from_preference_batch, has_branch, of_pairs, split_batch
+from .branches import check_batch, check_scored, from_preference_batch, has_branch, of_pairs, split_batch
 from .collator import MFPOCollator, build_collator, end_completion
 from .forward import prepare
-from .layout import Layout, choose_layout, proven
+from .layout import Layout, choose_layout, given_layout, proven, reads_rows
 from .losses import BRANCHES, TERMS, masked_mean, modality_balance
-from .metrics import batch_metrics
+from .metrics import Tally, batch_metrics
 from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
 from .reference import VALUES, References, score_reference
@@ -88,7 +88,7 @@ class MFPOTrainer(DPOTrainer):
         follow_log_level(args)
         datasets = {"train_dataset": train_dataset, **dict(named_evaluations(eval_dataset))}
         cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
-        check_arguments(args, datasets, data_collator, cached)
+        check_arguments(args, datasets, data_collator, cached, compute_metrics)
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
         if args.accelerator_config.dispatch_batches is None and has_image_column(train_dataset):
@@ -119,6 +119,7 @@ class MFPOTrainer(DPOTrainer):
             args.precompute_ref_log_probs = args.precompute_ref_log_probs or cached
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
+        self._tallies = {"train": Tally(), "eval": Tally()}
         self._set_layout(data_collator)
         self._say_what_is_left_out()
         if cached:
@@ -131,16 +132,19 @@ class MFPOTrainer(DPOTrainer):
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args
+        models = [own if own is None else self.accelerator.unwrap_model(own) for own in (self.model, self.ref_model)]
+        rows_read = reads_rows(args, self.aux_loss_enabled, self.compute_metrics)
         self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
         if self._is_vision_dataset and data_collator is None:
-            self.layout = choose_layout(self.model, args.prefix_sharing, self.aux_loss_enabled)
+            self.layout = choose_layout(models[0], args.prefix_sharing, models[1], rows_read)
             self.data_collator = build_collator(args, self.processing_class, self.train_dataset, self.layout.name)
         elif isinstance(data_collator, MFPOCollator):
-            self.layout = Layout(data_collator.layout, "as the data_collator says")
+            self.layout = given_layout(data_collator.layout, *models, rows_read)
         elif args.prefix_sharing == "on":
             raise ValueError(f"prefix_sharing='on' is not possible: {self.layout.reason}; use 'auto' or 'off'")
-        for model in filter(None, (self.model, self.ref_model)):
-            prepare(self.accelerator.unwrap_model(model), packed=self.layout.name != FLAT)
+        for model in models:
+            if model is not None:
+                prepare(model, self.layout.name)
         downgraded = self._is_vision_dataset and self.layout.name == FLAT and args.prefix_sharing == "auto"
         (logger.warning if downgraded else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         if args.group_by_prompt and (self.layout.name == FLAT or args.per_device_train_batch_size == 1):
@@ -169,6 +173,11 @@ class MFPOTrainer(DPOTrainer):
     # Data
 
     def _say_what_is_left_out(self) -> None:
+        self._leave_image_term()
+        if isinstance(self.data_collator, MFPOCollator):
+            check_scored(self.data_collator.branches, self.term_weights)
+
+    def _leave_image_term(self) -> None:
         if "image" not in self.term_weights:
             return
         if not self._is_vision_dataset or not has_images(self.train_dataset):
@@ -241,6 +250,8 @@ class MFPOTrainer(DPOTrainer):
 
     def _compute_loss(self, model, inputs, return_outputs):
         has_tables = "pairs" in inputs
+        if has_tables:
+            check_batch(inputs, self.term_weights)
         if "prefixes" in inputs and not self.layout.proven:
             self.layout = proven(self.layout, self, self.model)
         if not has_tables:
@@ -294,6 +305,19 @@ class MFPOTrainer(DPOTrainer):
             )
         return self.model if self.ref_model is None else self.ref_model
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """TRL's; logits and labels are those of the chosen, then of the rejected answers, as `compute_metrics` gets them there."""
+        if not prediction_loss_only and "prefixes" in inputs:
+            raise ValueError(
+                "predictions are logits of one answer a row, and this trainer reads packed rows; build it with "
+                "compute_metrics or with prefix_sharing='off'"
+            )
+        loss, *rows = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if prediction_loss_only or "pairs" not in inputs:
+            return loss, *rows
+        # Flat rows: all chosen answers, all rejected ones, then those under dispreferred images.
+        return loss, *(values[: 2 * len(inputs["pairs"])] for values in rows)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """TRL's, with the reference of a data set that the trainer has not seen computed first where that is possible."""
         if self.references is not None and not isinstance(eval_dataset, str | None):
@@ -325,7 +349,7 @@ class MFPOTrainer(DPOTrainer):
 
     def _record(self, policy: "_trl.Replay", losses: dict[str, Tensor], logratios: dict[str, Tensor]) -> None:
         mode = "train" if self.model.training else "eval"
-        recorded = batch_metrics(
+        counted = batch_metrics(
             losses,
             logratios,
             policy.pairs,
@@ -333,18 +357,20 @@ class MFPOTrainer(DPOTrainer):
             self.image_beta,
             self.accelerator,
             policy.inputs["attention_mask"],
+            self.model.training,
         )
         if self.curriculum is not None and mode == "train":
-            recorded |= self.curriculum.metrics()
-        for name, value in recorded.items():
-            self._metrics[mode][name].append(value)
+            counted |= {name: (value, 1) for name, value in self.curriculum.metrics().items()}
+        self._tallies[mode].add(counted)
 
     def log(self, logs, start_time=None):
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        text, image = (metrics.get(f"rewards/{name}") for name in ("margins", "image_margins"))
-        if text and image:
+        mode = "train" if self.model.training else "eval"
+        means = self._tallies[mode].pop()
+        text, image = self._metrics[mode].get("rewards/margins"), means.get("rewards/image_margins")
+        if text and image is not None:
             # From the means over the logged steps: a ratio of single batches would be mostly noise.
-            metrics["rewards/modality_balance"] = [modality_balance(sum(text) / len(text), sum(image) / len(image))]
+            means["rewards/modality_balance"] = modality_balance(sum(text) / len(text), image)
+        self._metrics[mode].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
     # Checkpoints

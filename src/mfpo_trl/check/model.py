@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from ..config import MFPOConfig
 from ..forward import unwrapped
-from ..layout import Layout, choose_layout
+from ..layout import Layout, choose_layout, reads_rows
 from ..packing import FLAT
 from ..train import TrainModelConfig, freeze, part_of, peft_config
 from .table import OK, PROBLEM, WARNING, Finding
@@ -189,7 +189,7 @@ def laid_out(found: Model, training: MFPOConfig) -> tuple[Layout, Finding]:
     coefficient = training.router_aux_loss_coef
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
     router_loss = hasattr(text, "output_router_logits") and coefficient != 0.0
-    layout = choose_layout(found.model, training.prefix_sharing, router_loss)
+    layout = choose_layout(found.model, training.prefix_sharing, None, reads_rows(training, router_loss))
     value, details = f"{layout.name}: {layout.reason}", {"layout": layout.name, "reason": layout.reason}
     if layout.name == FLAT and training.prefix_sharing == "auto":
         advice = "every branch has a row of its own, with its image and prompt again: slower, the same numbers"

@@ -80,7 +80,7 @@ class AnswerLikelihood:
 
         model, self.collator = _load(options)
         self.model = _trl.scored(model, self.outputs)
-        prepare(self.model, packed=False)
+        prepare(self.model)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         values: list[float] = []

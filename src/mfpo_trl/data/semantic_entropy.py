@@ -127,7 +127,7 @@ class SemanticEntropy:
         self.model, self.collator, self.sampling = model, collator, sampling
         self.rao_blackwell, self.entails = rao_blackwell, entails
         self.tokenizer = collator.processor.tokenizer
-        prepare(model, packed=False)
+        prepare(model)
         ends = self.model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
         self.ends = [] if ends is None else list(ends) if isinstance(ends, Sequence) else [ends]
