@@ -80,3 +80,47 @@ def test_public_names_exist():
         assert name in dir(mfpo_trl)
     with pytest.raises(AttributeError, match="has no attribute 'MFPO'"):
         getattr(mfpo_trl, "MFPO")  # noqa: B009
+
+
+def private_names(tree: ast.AST, kind: type) -> set[str]:
+    """What a file defines (`ast.Store`) or reads of others (`ast.Load`) under a name with one underscore."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and kind is ast.Store:
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, kind):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+# Names of `datasets` and argparse in rooms that do not load TRL.
+FOREIGN = {"data/reading.py": {"_fingerprint"}, "data/command.py": {"_actions"}}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_private_attributes_of_others_are_in_one_place(path):
+    """A name with an underscore that a file reads is one that it defines or imports."""
+    if path.name == "_trl.py":
+        return
+    tree = ast.parse(path.read_text())
+    known = private_names(tree, ast.Store) | FOREIGN.get(str(path.relative_to(SOURCE)), set())
+    known |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert not private_names(tree, ast.Load) - known
+
+
+def test_what_the_trainer_shares_with_trl_is_in_the_contract():
+    """Every name that both classes have, and every private attribute that `_trl.py` reads of a trainer."""
+    from trl import DPOTrainer
+
+    from mfpo_trl import MFPOTrainer
+    from mfpo_trl._trl import ATTRIBUTES, CLASS_ATTRIBUTES, CONTRACT
+
+    shared = {name for name in vars(MFPOTrainer) if hasattr(DPOTrainer, name) and not name.startswith("__")}
+    assert shared <= {*CONTRACT, *CLASS_ATTRIBUTES}
+    tree = ast.parse((SOURCE / "_trl.py").read_text())
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trainer"
+    }
+    assert {name for name in read if name.startswith("_")} == {*ATTRIBUTES, "_prepare_inputs"}

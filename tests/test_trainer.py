@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
-from mfpo_trl._trl import check_contract
+from mfpo_trl._trl import ATTRIBUTES, CLASS_ATTRIBUTES, check_attributes, check_contract
 from mfpo_trl.collator import MFPOCollator
 from mfpo_trl.dispreferred import DispreferredImages
 from mfpo_trl.rows import to_rgb
@@ -240,9 +240,11 @@ def test_rows_without_an_image_weigh_in_text_and_anchor_only(tmp_path):
     whole = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     halves = [trainer.compute_loss(trainer.model, trainer.data_collator(part)) for part in (rows[:3], rows[3:])]
     assert whole.item() == pytest.approx((3 * halves[0].item() + halves[1].item()) / 4, rel=1e-5)
+    trainer.log({})
     alone = trainer.compute_loss(trainer.model, trainer.data_collator(rows[:1]))
     alone.backward()
-    assert alone.isfinite() and trainer._metrics["train"]["loss/image"][-1] == 0.0
+    trainer.log({})
+    assert alone.isfinite() and trainer.state.log_history[-1]["loss/image"] == 0.0
 
 
 # The contract with TRL
@@ -250,6 +252,24 @@ def test_rows_without_an_image_weigh_in_text_and_anchor_only(tmp_path):
 
 def test_contract_holds():
     check_contract()
+
+
+def test_contract_notices_a_renamed_attribute(tmp_path, monkeypatch):
+    """Of the class, and of a trainer that is built; every one of them."""
+    trainer = build(MFPOTrainer, {}, tmp_path)
+    for name in ATTRIBUTES:
+        check_attributes(trainer)
+        value = vars(trainer).pop(name)
+        with pytest.raises(RuntimeError, match=f"does not know this version of TRL .*no attribute {name}"):
+            check_attributes(trainer)
+        setattr(trainer, name, value)
+    for name in CLASS_ATTRIBUTES:
+        for cls in DPOTrainer.__mro__:
+            if name in vars(cls):
+                monkeypatch.delattr(cls, name)
+        with pytest.raises(RuntimeError, match=f"DPOTrainer.{name} is gone"):
+            check_contract()
+        monkeypatch.undo()
 
 
 def test_contract_notices_a_renamed_method(monkeypatch):

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -41,8 +41,23 @@ CONTRACT = {
     "log": "logs start_time",
     "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_best_model": "",
+    "_prepare_inputs": "inputs",
+    "prediction_step": "model inputs prediction_loss_only ignore_keys",
 }
 """Every method of DPOTrainer that is called or overridden beyond its documented use, with its first parameters."""
+
+CLASS_ATTRIBUTES = ("_tag_names", "_name", "_paper")
+"""What the class of DPOTrainer says of itself, and ours in its place."""
+
+ATTRIBUTES = (
+    "_is_vision_dataset",
+    "_tokenizer",
+    "_metrics",
+    "_signature_columns",
+    "_train_batch_size",
+    "_created_lr_scheduler",
+)
+"""Every private attribute that is read or set of a DPOTrainer that is built."""
 
 PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 """What TRL's fused LM head returns for every label position; None where nobody asked for it."""
@@ -57,10 +72,77 @@ def check_contract() -> None:
         method = getattr(DPOTrainer, name, None)
         found = [] if method is None else list(inspect.signature(method).parameters)[1:]
         if found[: len(expected.split())] != expected.split():
-            raise RuntimeError(
-                f"mfpo_trl does not know this version of TRL ({trl.__version__}): DPOTrainer.{name}({', '.join(found)}) "
-                f"{'is gone' if method is None else 'has other parameters'}. Install trl==1.16.0, or a newer mfpo_trl."
+            raise _unknown_version(
+                f"DPOTrainer.{name}({', '.join(found)}) {'is gone' if method is None else 'has other parameters'}"
             )
+    for name in CLASS_ATTRIBUTES:
+        if not hasattr(DPOTrainer, name):
+            raise _unknown_version(f"DPOTrainer.{name} is gone")
+
+
+def check_attributes(trainer: DPOTrainer) -> None:
+    """Raise RuntimeError when a trainer that TRL has built lacks an attribute that is read or set here: a new name beside the old
+    one would fail late, or not at all."""
+    missing = [name for name in ATTRIBUTES if not hasattr(trainer, name)]
+    if missing:
+        raise _unknown_version(f"its trainer has no attribute {', '.join(missing)}")
+
+
+def _unknown_version(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"mfpo_trl does not know this version of TRL ({trl.__version__}): {what}. Install trl==1.16.0, or a newer mfpo_trl."
+    )
+
+
+def has_vision_data(trainer: DPOTrainer) -> bool:
+    """Whether TRL took the training data for rows with images."""
+    return trainer._is_vision_dataset
+
+
+def tokenizer_of(trainer: DPOTrainer) -> Any:
+    """The tokenizer, also where the processing class is a processor."""
+    return trainer._tokenizer
+
+
+def micro_batch_size(trainer: DPOTrainer) -> int:
+    """Rows of a micro-batch of one process in training."""
+    return trainer._train_batch_size
+
+
+def metrics_of(trainer: DPOTrainer, mode: str) -> dict[str, list[float]]:
+    """What TRL has gathered since it logged last; `mode` is `train` or `eval`."""
+    return trainer._metrics[mode]
+
+
+def keep_columns(trainer: DPOTrainer, columns: Sequence[str]) -> None:
+    """Add columns to those that reach the collator."""
+    trainer._signature_columns = list(dict.fromkeys([*trainer._signature_columns, *columns]))
+
+
+def set_scheduler(trainer: DPOTrainer, scheduler: Any) -> Any:
+    """Make a learning-rate scheduler the trainer's, as one that it has made itself; returns it."""
+    trainer.lr_scheduler, trainer._created_lr_scheduler = scheduler, True
+    return scheduler
+
+
+def on_device(trainer: DPOTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch of the collator as a step gets it."""
+    return trainer._prepare_inputs(batch)
+
+
+def attention_kernel(config: Any) -> str:
+    """The attention kernel of a model's configuration, or of a part's."""
+    return config._attn_implementation
+
+
+def model_id(config: Any) -> str:
+    """The folder, or the name on the Hub, that a model was loaded from."""
+    return config._name_or_path
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """What `datasets` names the content of a data set."""
+    return dataset._fingerprint
 
 
 def _unshard_head(model: Any) -> None:

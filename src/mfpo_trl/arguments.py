@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig
 
+from ._trl import model_id
 from .config import MFPOConfig
 from .reference import check_cacheable
 from .staged import check_curriculum
@@ -19,7 +20,7 @@ def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
         TypeError: neither of the two.
     """
     if args is None:
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else model_id(model.config)
         return MFPOConfig(f"{name.rstrip('/').split('/')[-1]}-MFPO")
     if isinstance(args, MFPOConfig):
         return args

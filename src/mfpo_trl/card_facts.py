@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import DistributedType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ._trl import micro_batch_size
 from .markdown import plain
 
 if TYPE_CHECKING:
@@ -139,10 +140,10 @@ def describe_steps(trainer: "MFPOTrainer") -> str:
     if not state.global_step:
         return ""
     processes = trainer.accelerator.num_processes
-    batch = trainer._train_batch_size * args.gradient_accumulation_steps * processes
+    batch = micro_batch_size(trainer) * args.gradient_accumulation_steps * processes
     # The last batch of an epoch may be smaller.
     return (
-        f"{state.global_step:,}, each of up to {batch} rows ({trainer._train_batch_size} a process x {processes} "
+        f"{state.global_step:,}, each of up to {batch} rows ({micro_batch_size(trainer)} a process x {processes} "
         f"process{'es' if processes > 1 else ''} x {args.gradient_accumulation_steps} accumulated), "
         f"at most {state.global_step * batch:,} rows seen"
     )

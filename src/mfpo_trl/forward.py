@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ._trl import attention_kernel
 from .packing import FLAT, PACKED_ROW, attend_by_group, dense_mask, multi_axis_positions, spans, token_ids, visibility
 
 PACKED_SDPA = "packed_sdpa"
@@ -62,7 +63,7 @@ def prepare(model: nn.Module, layout: str = FLAT) -> None:
             language part; every other kernel, also `sdpa` over several rows, reads a mask.
     """
     base = unwrapped(model)
-    if layout == PACKED_ROW and base.config.get_text_config()._attn_implementation == "sdpa":
+    if layout == PACKED_ROW and attention_kernel(base.config.get_text_config()) == "sdpa":
         base.set_attn_implementation({"text_config": PACKED_SDPA})
     rows = _Rows()
     base.base_model.register_forward_pre_hook(rows.enter, with_kwargs=True)
@@ -99,7 +100,7 @@ def _packed_arguments(backbone: PreTrainedModel, table: list, inputs: dict[str, 
     """`attention_mask` and `position_ids` of a packed batch, in the form that the model's attention kernel takes."""
     tokens = inputs["input_ids"]
     group, branch, position = (ids.to(tokens.device) for ids in token_ids(table, *tokens.shape))
-    kernel = backbone.config.get_text_config()._attn_implementation
+    kernel = attention_kernel(backbone.config.get_text_config())
     if kernel == PACKED_SDPA:
         assert len(tokens) == 1, "PACKED_SDPA reads one row that holds all groups"
         mask = torch.tensor(table, dtype=torch.int32)[None, None]

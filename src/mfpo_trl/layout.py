@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, PeftType
 from torch import nn
 
-from ._trl import Replay
+from ._trl import Replay, attention_kernel, on_device
 from .branches import split_batch
 from .forward import PACKED_SDPA, unwrapped
 from .packing import FLAT, PACKED_ROW, PACKED_ROWS
@@ -83,7 +83,7 @@ def choose_layout(
     if prefix_sharing == "off":
         return Layout(FLAT, "prefix_sharing='off'")
     base = unwrapped(model)
-    kernel = base.config.get_text_config()._attn_implementation
+    kernel = attention_kernel(base.config.get_text_config())
     obstacle = next(_obstacles(model, reference, rows_read), None)
     known = all(unwrapped(own).config.model_type in PACKED_FAMILIES for own in (model, reference) if own is not None)
     if obstacle is None and (known or prefix_sharing == "on"):
@@ -151,10 +151,8 @@ def _obstacle(model: nn.Module) -> str | None:
         return "its language part has recurrent or convolutional layers, where a branch would see its sister"
     if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
         return f"its attention slides over a window of {text.sliding_window} tokens"
-    if text._attn_implementation not in KERNELS:
-        return (
-            f"{text._attn_implementation} takes no mask that keeps branches apart; eager, sdpa and flex_attention do"
-        )
+    if attention_kernel(text) not in KERNELS:
+        return f"{attention_kernel(text)} takes no mask that keeps branches apart; eager, sdpa and flex_attention do"
     return None
 
 
@@ -203,7 +201,7 @@ def proven(layout: Layout, trainer: Any, model: Any) -> Layout:
     model.eval()
     with torch.no_grad(), trainer.compute_loss_context_manager():
         for name in (FLAT, layout.name):
-            batch = trainer._prepare_inputs(replace(collator, layout=name)(rows))
+            batch = on_device(trainer, replace(collator, layout=name)(rows))
             replay = Replay(model, *split_batch(batch))
             replay.score()
             there = replay.pairs >= 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
+from ._trl import has_vision_data
 from .card_curves import write_curves
 from .card_facts import describe_training, describe_versions
 from .card_scores import Scores, describe_scores, evaluation_results, read_scores
@@ -128,7 +129,7 @@ def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_nam
         del data.licence  # TRL's placeholder; the licence is the user's to name
     data.license = data.license or _licence(data.tags)
     data.library_name = "peft" if hasattr(trainer.model, "peft_config") else "transformers"
-    data.pipeline_tag = "image-text-to-text" if trainer._is_vision_dataset else "text-generation"
+    data.pipeline_tag = "image-text-to-text" if has_vision_data(trainer) else "text-generation"
     data.base_model = hub_id(data.base_model)
     data.model_name = model_name or os.path.basename(os.path.normpath(folder))
     dataset = hub_id(dataset_name or hub_dataset(trainer.train_dataset))

@@ -72,7 +72,7 @@ def _column(dataset: Dataset, name: str) -> np.ndarray | None:
 
 def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
     """The reference's values of every row, by name; from the cache, which is filled where it is not."""
-    if not trainer._is_vision_dataset:
+    if not _trl.has_vision_data(trainer):
         raise ValueError(
             f"curriculum_score={trainer.args.curriculum_score!r} is computed for data with images only; give train_dataset a "
             "column 'difficulty'"

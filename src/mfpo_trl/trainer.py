@@ -117,6 +117,7 @@ class MFPOTrainer(DPOTrainer):
             )
         finally:
             args.precompute_ref_log_probs = args.precompute_ref_log_probs or cached
+        _trl.check_attributes(self)
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
         self._tallies = {"train": Tally(), "eval": Tally()}
@@ -135,7 +136,7 @@ class MFPOTrainer(DPOTrainer):
         models = [own if own is None else self.accelerator.unwrap_model(own) for own in (self.model, self.ref_model)]
         rows_read = reads_rows(args, self.aux_loss_enabled, self.compute_metrics)
         self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
-        if self._is_vision_dataset and data_collator is None:
+        if _trl.has_vision_data(self) and data_collator is None:
             self.layout = choose_layout(models[0], args.prefix_sharing, models[1], rows_read)
             self.data_collator = build_collator(args, self.processing_class, self.train_dataset, self.layout.name)
         elif isinstance(data_collator, MFPOCollator):
@@ -145,7 +146,7 @@ class MFPOTrainer(DPOTrainer):
         for model in models:
             if model is not None:
                 prepare(model, self.layout.name)
-        downgraded = self._is_vision_dataset and self.layout.name == FLAT and args.prefix_sharing == "auto"
+        downgraded = _trl.has_vision_data(self) and self.layout.name == FLAT and args.prefix_sharing == "auto"
         (logger.warning if downgraded else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         if args.group_by_prompt and (self.layout.name == FLAT or args.per_device_train_batch_size == 1):
             why = self.layout.reason if self.layout.name == FLAT else "per_device_train_batch_size is 1"
@@ -180,7 +181,7 @@ class MFPOTrainer(DPOTrainer):
     def _leave_image_term(self) -> None:
         if "image" not in self.term_weights:
             return
-        if not self._is_vision_dataset or not has_images(self.train_dataset):
+        if not _trl.has_vision_data(self) or not has_images(self.train_dataset):
             del self.term_weights["image"]
             if not self.term_weights:
                 raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
@@ -203,13 +204,13 @@ class MFPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if self._is_vision_dataset:
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *COLUMNS]))
+        if _trl.has_vision_data(self):
+            _trl.keep_columns(self, COLUMNS)
 
     def _remove_unused_columns(self, dataset, description=None):
         first = None if self.references is None else self.references.first(dataset)
         dataset = super()._remove_unused_columns(dataset, description)
-        if not self._is_vision_dataset or not isinstance(dataset, Dataset):
+        if not _trl.has_vision_data(self) or not isinstance(dataset, Dataset):
             return dataset
         return _trl.NumberedRows.of(dataset, first)
 
@@ -219,7 +220,7 @@ class MFPOTrainer(DPOTrainer):
         if not self.args.group_by_prompt:
             return super()._get_train_sampler(train_dataset)
         return grouped_sampler(
-            self.args, self.train_dataset, self._train_batch_size, lambda: int(self.state.epoch or 0)
+            self.args, self.train_dataset, _trl.micro_batch_size(self), lambda: int(self.state.epoch or 0)
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -236,15 +237,13 @@ class MFPOTrainer(DPOTrainer):
             return dataset
         options = {"num_proc": args.dataset_num_proc, "desc": f"Ending the answers of the {dataset_name} dataset"}
         options = options if isinstance(dataset, Dataset) else {}
-        return dataset.map(_end_answers, fn_kwargs={"tokenizer": self._tokenizer}, **options)
+        return dataset.map(_end_answers, fn_kwargs={"tokenizer": _trl.tokenizer_of(self)}, **options)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """TRL's, or with `curriculum_scheduler="restart"` that of each stage, one after the other."""
         if self.curriculum is None or self.args.curriculum_scheduler == "single" or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = self.curriculum.scheduler(optimizer or self.optimizer)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return _trl.set_scheduler(self, self.curriculum.scheduler(optimizer or self.optimizer))
 
     # Step
 
@@ -366,11 +365,11 @@ class MFPOTrainer(DPOTrainer):
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
         means = self._tallies[mode].pop()
-        text, image = self._metrics[mode].get("rewards/margins"), means.get("rewards/image_margins")
+        text, image = _trl.metrics_of(self, mode).get("rewards/margins"), means.get("rewards/image_margins")
         if text and image is not None:
             # From the means over the logged steps: a ratio of single batches would be mostly noise.
             means["rewards/modality_balance"] = modality_balance(sum(text) / len(text), image)
-        self._metrics[mode].update({name: [value] for name, value in means.items()})
+        _trl.metrics_of(self, mode).update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
     # Checkpoints
