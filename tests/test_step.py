@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import ParallelismConfig
 from peft import LoraConfig
 from test_trainer import TEXT_ONLY, build, history, policy
 from trl import DPOTrainer
@@ -59,6 +60,12 @@ def test_noise_on_the_input_is_that_of_dpo(tmp_path):
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     with pytest.raises(ValueError, match="neftune_noise_alpha"):
         build(MFPOTrainer, {**config, "prefix_sharing": "on"}, tmp_path)
+
+
+@pytest.mark.parametrize("axis", ["cp_size", "sp_size"])
+def test_rows_that_would_be_cut_over_processes(tmp_path, axis):
+    with pytest.raises(ValueError, match="context and sequence parallelism cut the rows"):
+        build(MFPOTrainer, {"parallelism_config": ParallelismConfig(**{axis: 2})}, tmp_path)
 
 
 # A collator of the caller

@@ -47,6 +47,12 @@ def check_arguments(
     if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
         raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
     with_images = has_image_column(datasets["train_dataset"])
+    axes = args.parallelism_config
+    if axes is not None and (axes.cp_enabled or axes.sp_enabled):
+        raise ValueError(
+            "context and sequence parallelism cut the rows of a batch into pieces, and the places of its answers are told in "
+            "whole rows; use data parallelism, ZeRO or FSDP"
+        )
     if compute_metrics is not None and with_images and not args.text_loss_weight:
         raise ValueError(
             "compute_metrics reads the logits of chosen and rejected answers, and with text_loss_weight=0 no rejected one is "
