@@ -1,9 +1,9 @@
 """The command line, as a user types it."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,16 @@ def run(*arguments, **environment):
     )
 
 
+def processor_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_names_the_commands():
-    start = time.perf_counter()
+    start = processor_seconds()
     done = run("--help")
-    assert time.perf_counter() - start < 5  # well under a second on an idle machine
+    assert processor_seconds() - start < 5  # well under a second; a busy machine would stretch the time on the clock
     assert done.returncode == 0 and "demo" in done.stdout and "train" in done.stdout
     assert "--output-dir" in run("demo", "--help").stdout
     assert run("--version").stdout.startswith("mfpo_trl 0.")

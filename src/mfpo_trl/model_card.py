@@ -43,10 +43,19 @@ MDPO_CITATION = """\
     year      = 2024
 }"""
 
+DPO_CITATION = """\
+@inproceedings{rafailov2023direct,
+    title     = {{Direct Preference Optimization: Your Language Model is Secretly a Reward Model}},
+    author    = {Rafael Rafailov and Archit Sharma and Eric Mitchell and Christopher D. Manning and Stefano Ermon and Chelsea Finn},
+    booktitle = {Advances in Neural Information Processing Systems 36},
+    year      = 2023,
+    url       = {https://arxiv.org/abs/2305.18290}
+}"""
+
 TEXT = """\
 # {model_name}
 
-{base} trained with {method} on {data}, by `mfpo_trl` on top of [TRL](https://github.com/huggingface/trl).
+{base} trained with {own}{method} on {data}, by `mfpo_trl` on top of [TRL](https://github.com/huggingface/trl).
 
 {badges}## Objective
 
@@ -77,7 +86,7 @@ policy minus that under the reference, summed over the response. The end of an a
 
 ## Citations
 
-MFPO:
+{own_citation}MFPO:
 
 ```bibtex
 {mfpo}
@@ -166,11 +175,13 @@ def card_text(
     """
     args = trainer.args
     base = hub_id(getattr(trainer.model.config, "_name_or_path", ""))
+    own, own_citation = describe_subclass(trainer._name, trainer._paper)
     return TEXT.format(
         model_name=plain(model_name),
         base=f"[{base}](https://huggingface.co/{base})" if base else "A model",
         data=describe_dataset(trainer.train_dataset, dataset_name),
         badges=badges,
+        own=own,
         method=method_name(trainer.term_weights, args.corruption),
         loss_type=", ".join(trainer.loss_types),
         # What was trained with, which is less than what was asked for where the data has no image.
@@ -193,9 +204,10 @@ def card_text(
         scores=describe_scores(scores),
         licence=f"`{licence}`" if licence else NO_LICENCE,
         versions=describe_versions(trainer),
-        mfpo=trainer._paper["citation"],
+        own_citation=own_citation,
+        mfpo=MFPO_CITATION,
         mdpo=MDPO_CITATION,
-        dpo=type(trainer).__mro__[1]._paper["citation"],
+        dpo=DPO_CITATION,
         trl=TRL_CITATION,
     )
 
@@ -218,6 +230,24 @@ def method_name(term_weights: Mapping[str, float], corruption: str) -> str:
     if terms == {"text", "image", "anchor"} and corruption == "crop":
         return "**mDPO**"
     return "**Modality-Fair Preference Optimization** (MFPO)"
+
+
+def describe_subclass(name: str, paper: Mapping[str, str]) -> tuple[str, str]:
+    """What a subclass of `MFPOTrainer` says of itself, as the words before the method and its citation; empty where it says
+    nothing of its own.
+
+    Args:
+        name, paper: the trainer's `_name` and `_paper`, as TRL's trainers have them; `paper` may lack `title`, `id` or
+            `citation`.
+    """
+    if name == "MFPO" and paper.get("citation") == MFPO_CITATION:
+        return "", ""
+    title, number = plain(paper.get("title") or "its paper"), paper.get("id")
+    about = f" ([{title}](https://huggingface.co/papers/{number}))" if number else ""
+    if paper.get("citation") == MFPO_CITATION:
+        return f"**{plain(name)}**, built on ", ""
+    citation = f"{plain(name)}:\n\n```bibtex\n{paper['citation']}\n```\n\n" if paper.get("citation") else ""
+    return f"**{plain(name)}**{about}, built on ", citation
 
 
 def describe_corruption(args: Any, term_weights: Mapping[str, float]) -> str:
