@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,14 @@ from transformers import (
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
     CLIPVisionConfig,
+    Idefics3Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    MistralConfig,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
 )
 
 from mfpo_trl import train
@@ -40,14 +46,14 @@ from mfpo_trl.check.formulas import (
 )
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes" / "llava-1.5").glob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if re.match(r"(.*-)?\d+b-", path.name))
 SMALL = Geometry(total=1000, linear=800, trained=100, hidden=4, layers=3, intermediate=8, vocabulary=50)
 BATCH = MicroBatch(tokens=10, labels=2)
 
 
-def llava(hidden, intermediate, layers, heads) -> LlavaConfig:
-    """LLaVA-1.5 as published: CLIP-L/14 at 336 pixels, and Vicuna with 64 more tokens."""
-    tower = CLIPVisionConfig(
+def tower() -> CLIPVisionConfig:
+    """CLIP-L/14 at 336 pixels."""
+    return CLIPVisionConfig(
         image_size=336,
         patch_size=14,
         hidden_size=1024,
@@ -56,7 +62,11 @@ def llava(hidden, intermediate, layers, heads) -> LlavaConfig:
         num_attention_heads=16,
         projection_dim=768,
     )
-    language = LlamaConfig(
+
+
+def llava(hidden, intermediate, layers, heads, kind=LlavaConfig, **more) -> LlavaConfig | LlavaNextConfig:
+    """LLaVA-1.5 and 1.6 as published: that tower, and Vicuna, or Mistral, with 64 more tokens."""
+    language = (MistralConfig if more else LlamaConfig)(
         vocab_size=32064,
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -64,8 +74,9 @@ def llava(hidden, intermediate, layers, heads) -> LlavaConfig:
         num_attention_heads=heads,
         max_position_embeddings=4096,
         pad_token_id=0,
+        **more,
     )
-    config = LlavaConfig(vision_config=tower, text_config=language, image_token_id=32000, vision_feature_layer=-2)
+    config = kind(vision_config=tower(), text_config=language, image_token_id=32000, vision_feature_layer=-2)
     config.tie_word_embeddings = False
     return config
 
@@ -74,7 +85,46 @@ def llava_7b() -> LlavaConfig:
     return llava(4096, 11008, 32, 32)
 
 
+def qwen2_5_vl() -> Qwen2_5_VLConfig:
+    language = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064}
+    language |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    return Qwen2_5_VLConfig(text_config=language, vision_config=vision, tie_word_embeddings=False)
+
+
+def qwen3_vl() -> Qwen3VLConfig:
+    language = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936}
+    language |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
+    return Qwen3VLConfig(text_config=language, vision_config=vision, tie_word_embeddings=False)
+
+
+def smolvlm() -> Idefics3Config:
+    language = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "vocab_size": 49155}
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 384}
+    vision |= {"num_attention_heads": 16, "patch_size": 14}
+    config = Idefics3Config(text_config=LlamaConfig(**language), vision_config=vision, scale_factor=3)
+    config.tie_word_embeddings = False
+    return config
+
+
 PUBLISHED = {"7b": llava_7b, "13b": lambda: llava(5120, 13824, 40, 40)}
+
+CONFIGURATIONS = {
+    **{f"llava-1.5/{size}": made for size, made in PUBLISHED.items()},
+    "llava-1.6/vicuna-7b": lambda: llava(4096, 11008, 32, 32, LlavaNextConfig),
+    "llava-1.6/mistral-7b": lambda: llava(4096, 14336, 32, 32, LlavaNextConfig, num_key_value_heads=8),
+    "qwen2.5-vl/7b": qwen2_5_vl,
+    "qwen3-vl/8b": qwen3_vl,
+    "smolvlm/2b": smolvlm,
+}
+"""Of the models of the recipes, as published."""
+
+
+@cache
+def published(model: str, full: bool) -> Geometry:
+    """Of a model of the recipes in full fine-tuning, or with LoRA of rank 64."""
+    return counted(CONFIGURATIONS[model](), *([] if full else ["--use_peft", "--lora_r", "64"]))
 
 
 def counted(config, *fields: str) -> Geometry:
@@ -252,17 +302,28 @@ def test_published_geometries_are_those_of_the_configurations(size):
     assert full == scaling.trained_in(expected, scaling.FULL)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_heads_of_the_recipes_say_the_same(path):
     """To a tenth of a GiB in each part and one in the sum, which the heads round."""
     text = path.read_text()
     recipe = yaml.safe_load(text)
-    size, method, how = path.stem.split("-")
-    training, pairs = scaling.WAYS[{"lora": "LoRA", "qlora": "QLoRA", "full": "full"}[how]]
-    assert recipe["per_device_train_batch_size"] == pairs and recipe["precompute_ref_log_probs"]
+    *_, method, how = path.stem.split("-")
+    training = scaling.WAYS[{"lora": "LoRA", "qlora": "QLoRA", "full": "full"}[how]][0]
+    assert recipe["precompute_ref_log_probs"]
     engine = Engine(8, 1, 3, True) if "--accelerate-config zero3" in text else Engine()
-    geometry = scaling.trained_in(scaling.MODELS[size.upper()], training)
-    found = per_device(geometry, training, engine, scaling.pairs(pairs, 1 if method == "dpo" else 2))
+    geometry = published(f"{path.parent.name}/{path.stem.removesuffix(f'-{method}-{how}')}", how == "full")
+    pairs, image, *texts = map(
+        int, re.search(r"\((\d+) pairs? of (\d+) image tokens, (\d+) prompt and (\d+) \+ (\d+) answer", text).groups()
+    )
+    assert pairs == recipe["per_device_train_batch_size"] and texts == [
+        scaling.PROMPT,
+        scaling.CHOSEN,
+        scaling.REJECTED,
+    ]
+    # A packed row with both answers, and one with the chosen answer under the dispreferred image.
+    rows = 1 if method == "dpo" else 2
+    labels = scaling.CHOSEN * rows + scaling.REJECTED
+    found = per_device(geometry, training, engine, MicroBatch(pairs * rows * (image + sum(texts)), pairs * labels))
     head = re.search(
         r"about (\d+) GiB a GPU \(weights ([\d.]+) \+ .*AdamW ([\d.]+) \+ activations ([\d.]+) \+ CUDA ([\d.]+)\)",
         text,

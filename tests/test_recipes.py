@@ -124,7 +124,7 @@ def test_every_recipe_is_what_its_name_and_head_say(path):
         float(n) for n in re.findall(r"[\d.]+", re.search(r"Peak memory: (.*?)\)", text)[1].replace("fp32", ""))
     ]
     assert numbers[0] == pytest.approx(sum(numbers[1:]), abs=0.7)
-    command = "mfpo build" if method == "mfpo" else "from the Hub"
+    command = "mfpo build" if method == "mfpo" or how == "qlora" else "from the Hub"
     assert any(line.startswith("# Data: ") and command in line for line in head)
     assert settings.get("use_peft", False) == (how != "full") and settings.get("load_in_4bit", False) == (
         how == "qlora"
@@ -148,6 +148,21 @@ def test_every_recipe_has_the_objective_of_its_method(path):
         if re.search("loss_weight|anchor|corruption|beta|max_length|ref_log|curriculum", name)
     }
     assert objective == set(method)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if re.search(r"\b[78]b-mfpo-qlora", path.stem)], ids=lambda path: path.stem
+)
+def test_one_card_of_24_gb_can_compare_the_methods(path):
+    """Beside MFPO's QLoRA recipe of each model of 7B or 8B lie DPO's and mDPO's, which differ in the method alone."""
+    methods = {own.stem: yaml.safe_load(own.read_text()) for own in (RECIPES / "methods").glob("*.yaml")}
+    objective = set().union(*methods.values()) | {"output_dir"}
+    ours = yaml.safe_load(path.read_text())
+    for method in ("dpo", "mdpo"):
+        theirs = yaml.safe_load(path.with_stem(path.stem.replace("mfpo", method)).read_text())
+        assert {key: ours[key] for key in ours if key not in objective} == {
+            key: theirs[key] for key in theirs if key not in objective
+        }
 
 
 def test_there_is_a_recipe_for_every_family_and_method():
