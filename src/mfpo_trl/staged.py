@@ -53,8 +53,8 @@ def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
     if not is_stored(dataset):
         raise ValueError(
             f"curriculum={args.curriculum!r} needs a map-style data set without a transform, whose rows can be ranked; "
-            f"train_dataset is a {type(dataset).__name__}. Load it without streaming, apply transforms with `map`, or order "
-            "the rows yourself and set train_sampling_strategy='sequential'"
+            f"train_dataset is a {type(dataset).__name__}. Load it without streaming, apply transforms with `map`, or set "
+            "curriculum='none' and order the rows yourself (train_sampling_strategy='sequential' keeps a stored order)"
         )
     refused = (
         (args.train_sampling_strategy != "random", f"train_sampling_strategy={args.train_sampling_strategy!r}"),
