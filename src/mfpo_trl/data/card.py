@@ -2,29 +2,27 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .. import hub
-from ..model_card import MFPO_CITATION
+from ..markdown import hub_id, plain
+from .citations import CONVENTIONS, CORRUPTIONS, DIFFICULTIES, GROUNDERS, KEYWORDS, PAPERS, PUBLISHED
+from .licence import licence_of, source_name
 from .parts import replace
 
 # Without `configs`: the names of the parts say what they are, and with them `datasets` would take two folders of the same name
 # for the same data set, and give the cached rows of one for the other.
-HEAD = """\
----
-tags:
-- mfpo
-- preference
-- vision-language
-task_categories:
-- image-text-to-text
----
-"""
+HEAD = {
+    "tags": ["mfpo", "preference", "vision-language"],
+    "task_categories": ["image-text-to-text"],
+}
 
 
 def card(options: Any, report: Mapping[str, Any]) -> str:
-    """The text of `README.md`: what was built from what, how, with which counts, and what to cite."""
-    name = options.dataset if not options.dataset.startswith(("/", ".", "~")) else "a local data set"
+    """The text of `README.md`: what was built from what, how, with which counts, under which licence, and what to cite."""
+    import yaml
+
     kept = {key: value for key, value in report["options"].items() if key not in ("dataset", "image_root", "version")}
     rate = report["grounding_failure_rate"]
     failed = "every row: nothing was grounded" if rate is None else f"{rate:.1%} of the rows with images"
@@ -33,8 +31,16 @@ def card(options: Any, report: Mapping[str, Any]) -> str:
         "random": "in rectangles drawn at random, a control for key regions",
         "none": "nowhere in particular: the whole image is corrupted, a control for key regions",
     }.get(kept["grounder"], "in the key regions of the chosen answer")
-    return f"""{HEAD}
-# Image-preference data, built from {name}
+    licence, from_where = licence_of(options.dataset)
+    papers = cited(options, report["source"])
+    used = "\n".join(f"| {what} | {name} | {_links(keys)} |" for what, (name, keys) in papers.items())
+    bibtex = "\n\n".join(
+        PAPERS[key].bibtex for key in dict.fromkeys(key for _, keys in papers.values() for key in keys)
+    )
+    return f"""---
+{yaml.safe_dump({**licence, **HEAD}, sort_keys=False)}---
+
+# Image-preference data, built from {source_name(options.dataset)}
 
 Preference rows whose dispreferred image differs from the original only {where}, built by
 mfpo_trl {report["options"]["version"]} with `mfpo build`.
@@ -60,14 +66,54 @@ Images are the bytes of the source. `stage` is 0 for the easiest rows by `diffic
 
 ## Licence
 
-The images and texts are those of the source, under the licence of the source; read its card before you share them.
+{from_where} The images and texts are those of the source, under its terms and those of whoever made the images; read its card
+before you share them.
 
 ## Citation
 
+| for | used here | paper |
+|---|---|---|
+{used}
+
 ```bibtex
-{MFPO_CITATION}
+{bibtex}
 ```
 """
+
+
+def cited(options: Any, source: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What a build stands on: for what, what it used (Markdown), and the keys of the papers.
+
+    Args:
+        options: of the build.
+        source: the convention that the source was read as.
+    """
+    published = PUBLISHED.get(options.dataset)
+    pairs, papers = source_name(options.dataset), (published.paper,) if published else ()
+    if not published and not hub_id(options.dataset) and source in CONVENTIONS:
+        form = CONVENTIONS[source]
+        pairs += f", in the form of {source_name(form)}; cite its paper if the rows are from there"
+        papers = (PUBLISHED[form].paper,)
+    weights = [own for own in (options.grounder_model, options.segmenter_model) if own]
+    grounder = f"`{options.grounder}`" + "".join(f", {source_of_weights(own)}" for own in weights)
+    found = {
+        "method": ("mfpo_trl", ("mfpo",)),
+        "preference pairs": (pairs, papers),
+        "key words": (f"`{options.keywords.variant}`", KEYWORDS[options.keywords.variant]),
+        "regions": (grounder, GROUNDERS.get(options.grounder, ())),
+        "dispreferred images": (f"`{options.corruption}`", CORRUPTIONS.get(options.corruption, ())),
+        "difficulty": (f"`{options.scorer}`", DIFFICULTIES.get(options.scorer, ())),
+    }
+    return {what: own for what, own in found.items() if own[1] or what in ("preference pairs", "regions")}
+
+
+def source_of_weights(name: str) -> str:
+    """A model on the Hub as a link, or the name of a local one without where it lies."""
+    return f"[{name}](https://huggingface.co/{name})" if hub_id(name) else plain(Path(name).resolve().name)
+
+
+def _links(keys: tuple[str, ...]) -> str:
+    return ", ".join(f"[{PAPERS[key].name}]({PAPERS[key].address})" for key in keys) or "–"
 
 
 def write_card(options: Any, report: Mapping[str, Any]) -> None:

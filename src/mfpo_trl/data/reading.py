@@ -182,7 +182,8 @@ def _file(path: str, roots: Sequence[Path]) -> Path:
         if found.is_relative_to(root) and found.is_file():
             return found
     outside = not any((root / path).resolve().is_relative_to(root) for root in roots)
-    folders = ", ".join(map(str, roots[:1])) or "any folder"
+    # In quotes, by which the report knows a path and leaves it out.
+    folders = ", ".join(repr(str(root)) for root in roots[:1]) or "any folder"
     raise ValueError(
         f"{path!r} lies outside of {folders}; see --image-root"
         if outside

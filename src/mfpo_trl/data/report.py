@@ -17,6 +17,9 @@ from .parts import replace
 from .stages import Rejected, Row
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUOTED = re.compile(r"'[^']*[/.][^']*'")
+PATH = re.compile(r"(?<![\w…])(?:~|\.{1,2})?/[^\s,;:'\")]+")
+"""One that is not quoted."""
 LARGE, SMALL = 0.8, 0.005
 """Shares of the image beyond which regions are hardly key regions."""
 
@@ -104,9 +107,9 @@ def total(reports: Sequence[Mapping[str, Any]], wall: float, grounds: bool = Tru
 
 
 def kind(reason: str) -> str:
-    """A reason without what is particular to its row."""
+    """A reason without what is particular to its row, and without any place on this machine."""
     reason = re.sub(r"^(?:a row|row \d+)(?: \(prompt .*\))?, (?=field )", "", reason, flags=re.DOTALL)
-    return re.sub(r"'[^']*[/.][^']*'|\b\d+\b", "…", reason)[:100]
+    return re.sub(rf"{QUOTED.pattern}|{PATH.pattern}|\b\d+\b", "…", reason)[:100]
 
 
 def finish(options: Any, pipeline: Any, wall: float | None) -> None:
@@ -126,7 +129,7 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     if wall is None:
         wall = _wall_before(folder)
     report = total(reports, wall, options.grounder != "none")
-    told = {name: _without_folder(value) for name, value in options.remembered(pipeline.count).items()}
+    told = {name: without_folder(value) for name, value in options.remembered(pipeline.count).items()}
     report |= {"source": pipeline.source, "options": told}
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
@@ -135,9 +138,10 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     write_card(options, report)
 
 
-def _without_folder(value: Any) -> Any:
+def without_folder(value: Any) -> Any:
     """A local path by its name only: where it lies is nobody else's business, and the report goes to the Hub."""
-    return Path(value).name if isinstance(value, str) and value and Path(value).exists() else value
+    is_path = isinstance(value, str) and value and (Path(value).exists() or value.startswith(("/", "./", "../", "~")))
+    return Path(value).resolve().name if is_path else value
 
 
 def _wall_before(folder: Path) -> float:
