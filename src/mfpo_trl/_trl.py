@@ -109,6 +109,12 @@ def micro_batch_size(trainer: DPOTrainer) -> int:
     return trainer._train_batch_size
 
 
+def method_of(trainer: DPOTrainer) -> tuple[str, dict[str, str]]:
+    """What a trainer's class says of itself: the name of its method, and `title`, `id` and `citation` of its paper as far as
+    there are any."""
+    return trainer._name, trainer._paper
+
+
 def metrics_of(trainer: DPOTrainer, mode: str) -> dict[str, list[float]]:
     """What TRL has gathered since it logged last; `mode` is `train` or `eval`."""
     return trainer._metrics[mode]

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from ._trl import has_vision_data
+from ._trl import has_vision_data, method_of
 from .card_curves import write_curves
 from .card_facts import describe_training, describe_versions
 from .card_scores import Scores, describe_scores, evaluation_results, read_scores
 from .corruptions import NO_CORRUPTION, corruption_defaults
 from .markdown import hub_id, plain
+from .papers import DPO_CITATION, MDPO_CITATION, MFPO_CITATION, TRL_CITATION
 
 if TYPE_CHECKING:
     from .trainer import MFPOTrainer
@@ -25,32 +26,6 @@ CURVES_IN_WORDS = (
 )
 
 NO_LICENCE = "None was named. Those of the base model and of the data set may limit what this model may be used for."
-
-MFPO_CITATION = """\
-@inproceedings{jiang2025modality,
-    title        = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
-    author       = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
-    year         = 2025,
-    booktitle    = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
-    url          = {https://arxiv.org/abs/2410.15334}
-}"""
-
-MDPO_CITATION = """\
-@inproceedings{wang2024mdpo,
-    title     = {{mDPO: Conditional Preference Optimization for Multimodal Large Language Models}},
-    author    = {Fei Wang and Wenxuan Zhou and James Y. Huang and Nan Xu and Sheng Zhang and Hoifung Poon and Muhao Chen},
-    booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
-    year      = 2024
-}"""
-
-DPO_CITATION = """\
-@inproceedings{rafailov2023direct,
-    title     = {{Direct Preference Optimization: Your Language Model is Secretly a Reward Model}},
-    author    = {Rafael Rafailov and Archit Sharma and Eric Mitchell and Christopher D. Manning and Stefano Ermon and Chelsea Finn},
-    booktitle = {Advances in Neural Information Processing Systems 36},
-    year      = 2023,
-    url       = {https://arxiv.org/abs/2305.18290}
-}"""
 
 TEXT = """\
 # {model_name}
@@ -111,16 +86,6 @@ TRL:
 ```
 """
 
-TRL_CITATION = """\
-@software{vonwerra2020trl,
-    title   = {{TRL: Transformers Reinforcement Learning}},
-    author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and \
-Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallou\u00e9dec, Quentin},
-    license = {Apache-2.0},
-    url     = {https://github.com/huggingface/trl},
-    year    = 2020
-}"""
-
 
 def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str | None) -> None:
     """Rewrite the text of the card that TRL has just written, keeping its metadata and its links to the trackers.
@@ -175,7 +140,7 @@ def card_text(
     """
     args = trainer.args
     base = hub_id(getattr(trainer.model.config, "_name_or_path", ""))
-    own, own_citation = describe_subclass(trainer._name, trainer._paper)
+    own, own_citation = describe_subclass(*method_of(trainer))
     return TEXT.format(
         model_name=plain(model_name),
         base=f"[{base}](https://huggingface.co/{base})" if base else "A model",
@@ -237,8 +202,7 @@ def describe_subclass(name: str, paper: Mapping[str, str]) -> tuple[str, str]:
     nothing of its own.
 
     Args:
-        name, paper: the trainer's `_name` and `_paper`, as TRL's trainers have them; `paper` may lack `title`, `id` or
-            `citation`.
+        name, paper: as `_trl.method_of` gives them.
     """
     if name == "MFPO" and paper.get("citation") == MFPO_CITATION:
         return "", ""

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ..model_card import MDPO_CITATION, MFPO_CITATION
+from ..papers import MDPO_CITATION, MFPO_CITATION
 
 
 class Paper(NamedTuple):
