@@ -15,3 +15,14 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 def recipes() -> Path:
     """The folder of recipes."""
     return ROOT / "recipes"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(request):
+    """Model cards without their picture, which takes longer to draw than a tiny model to train, but in modules with `DRAWS`."""
+    if getattr(request.module, "DRAWS", False):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mfpo_trl.model_card.write_curves", lambda folder, log_history: None)
+        yield

@@ -31,6 +31,8 @@ from mfpo_trl.hub import MODEL_FILES, files_to_push
 from mfpo_trl.markdown import hub_id, plain
 from mfpo_trl.model_card import describe_dataset, hub_dataset
 
+DRAWS = True
+
 
 def written(folder: Path, kind: type[MFPOTrainer] = MFPOTrainer) -> str:
     """The card that a trainer of that class writes."""
