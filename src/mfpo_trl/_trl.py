@@ -112,7 +112,8 @@ def micro_batch_size(trainer: DPOTrainer) -> int:
 def method_of(trainer: DPOTrainer) -> tuple[str, dict[str, str]]:
     """What a trainer's class says of itself: the name of its method, and `title`, `id` and `citation` of its paper as far as
     there are any."""
-    return trainer._name, trainer._paper
+    kind = type(trainer)
+    return kind._name, kind._paper
 
 
 def metrics_of(trainer: DPOTrainer, mode: str) -> dict[str, list[float]]:
