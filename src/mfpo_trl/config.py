@@ -20,6 +20,8 @@ CURRICULUM_CHOICES = {
     "curriculum_score": ("nll", "reference_margin", "mask_area"),
     "curriculum_missing": ("error", "hard"),
 }
+TOKENS = ("token", "use_auth_token")
+"""Options of `from_pretrained` that hold an access token."""
 
 
 @dataclass
@@ -202,9 +204,23 @@ class MFPOConfig(DPOConfig):
             self.curriculum_epochs = self.curriculum_epochs or [self.num_train_epochs]
             self.num_train_epochs = 1
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickling, without the token: `Trainer` saves its arguments beside the weights and pushes both."""
-        return {**self.__dict__, "hub_token": None}
+    def without_tokens(self) -> "MFPOConfig":
+        """A copy without access tokens of the Hub, for whatever is written down."""
+        new = copy.copy(self)
+        new.hub_token = None
+        if isinstance(self.model_init_kwargs, dict):
+            new.model_init_kwargs = {key: own for key, own in self.model_init_kwargs.items() if key not in TOKENS}
+        return new
+
+    def to_dict(self) -> dict[str, Any]:
+        """TRL's, for logs and trackers, without tokens."""
+        return super(MFPOConfig, self.without_tokens()).to_dict()
+
+    def __str__(self) -> str:
+        return super(MFPOConfig, self.without_tokens()).__str__()
+
+    # That of a dataclass shows every field.
+    __repr__ = __str__
 
     @property
     def term_weights(self) -> dict[str, float]:
