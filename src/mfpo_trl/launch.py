@@ -23,10 +23,6 @@ FIELDS = "MFPO_TRAIN_FIELDS"
 """The environment variable that the fields of a launched training travel in."""
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-REACHES_OUT = (
-    "{path}: {setting} has the launcher start the other machines itself, with the environment, and any token in it, on its command "
-    "lines; {instead} and give the command on each machine, as for recipes/accelerate/multi_node.yaml"
-)
 
 
 def command(argv: Sequence[str]) -> tuple[list[str], list[str]] | None:
@@ -113,20 +109,17 @@ def check_reach(path: Path) -> None:
         ValueError: says what to set instead.
     """
     settings = _settings(path)
-    # accelerate's own default, where none is set, is pdsh.
-    launcher = (settings.get("deepspeed_config") or {}).get("deepspeed_multinode_launcher") or "pdsh"
-    several = (settings.get("num_machines") or 1) > 1
-    reaching = {
-        f"deepspeed_multinode_launcher {launcher}": several
-        and settings.get("distributed_type") == "DEEPSPEED"
-        and launcher != "standard",
-        "mpirun_config": bool(settings.get("mpirun_config")),
-        "tpu_use_cluster": bool(settings.get("tpu_use_cluster")),
-    }
-    for setting, reaches in reaching.items():
-        if reaches:
-            instead = "set it to standard" if "deepspeed" in setting else "leave it out"
-            raise ValueError(REACHES_OUT.format(path=path, setting=setting, instead=instead))
+    found = [name for name in ("mpirun_config", "tpu_use_cluster") if settings.get(name)]
+    if settings.get("distributed_type") == "DEEPSPEED" and int(settings.get("num_machines") or 1) > 1:
+        # accelerate takes pdsh where none is named.
+        launcher = (settings.get("deepspeed_config") or {}).get("deepspeed_multinode_launcher") or "pdsh"
+        found += [f"deepspeed_multinode_launcher: {launcher}"] if launcher != "standard" else []
+    if found:
+        raise ValueError(
+            f"{path}: with {found[0]}, the launcher starts processes on other machines itself, and the environment, with any "
+            "token in it, gets on its command lines; leave it out (deepspeed_multinode_launcher: standard), and give the "
+            "command on each machine, as recipes/accelerate/multi_node.yaml says"
+        )
 
 
 def _settings(path: Path) -> Mapping[str, Any]:
