@@ -20,8 +20,6 @@ CURRICULUM_CHOICES = {
     "curriculum_score": ("nll", "reference_margin", "mask_area"),
     "curriculum_missing": ("error", "hard"),
 }
-TOKENS = ("token", "use_auth_token")
-"""Options of `from_pretrained` that hold an access token."""
 
 
 @dataclass
@@ -209,7 +207,7 @@ class MFPOConfig(DPOConfig):
         new = copy.copy(self)
         new.hub_token = None
         if isinstance(self.model_init_kwargs, dict):
-            new.model_init_kwargs = {key: own for key, own in self.model_init_kwargs.items() if key not in TOKENS}
+            new.model_init_kwargs = _without_token(self.model_init_kwargs)
         return new
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,6 +243,13 @@ class MFPOConfig(DPOConfig):
             if own.name not in new.__dict__:
                 setattr(new, own.name, own.default if own.default is not MISSING else own.default_factory())
         return new
+
+
+def _without_token(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `from_pretrained`, and those of adapters inside of them, without the access token."""
+    return {
+        key: _without_token(own) if isinstance(own, dict) else own for key, own in options.items() if key != "token"
+    }
 
 
 def _is_number(value: Any) -> bool:
