@@ -409,11 +409,40 @@ def built(folder: Path) -> None:
     assert main(arguments) == 1 and len(list((folder / "set" / "data").glob("*.parquet"))) == 2
     os.environ["HF_TOKEN"] = WRITES
     assert main(arguments) == 0
+    from_the_hub(folder)
     loaded, local = (load_dataset(name, split="train") for name in ("user/data", str(folder / "set")))
     assert len(loaded) == 6 and loaded.features == local.features
     for mine, theirs in zip(local, loaded, strict=True):
         assert mine["images"][0].tobytes() == theirs["images"][0].tobytes()
         assert {**mine, "images": None} == {**theirs, "images": None}
+
+
+def from_the_hub(folder: Path) -> None:
+    """Build from pictures that lie on the Hub, and from rows there that name files of the cache."""
+    import tiny
+    from huggingface_hub import HfApi, constants
+
+    from mfpo_trl.cli import main
+
+    texts = {"prompt": "What?", "chosen": "A red dog.", "rejected": "A cat."}
+    tiny.picture(1).save(Path(constants.HF_HOME, "token"), "PNG")
+    for name, files, rows in (
+        ("photos", {"metadata.jsonl": [{"file_name": f"{n}.png", **texts} for n in range(2)]}, 2),
+        ("theft", {"rows.jsonl": [{"image": own, **texts} for own in ("token", f"{constants.HF_HOME}/token")]}, 0),
+    ):
+        source = folder / name
+        source.mkdir()
+        for file, content in files.items():
+            (source / file).write_text("".join(f"{json.dumps(row)}\n" for row in content))
+        for n in range(rows):
+            tiny.picture(n).save(source / f"{n}.png")
+        HfApi().create_repo(f"user/{name}", repo_type="dataset")
+        HfApi().upload_folder(repo_id=f"user/{name}", folder_path=source, repo_type="dataset")
+        output = folder / f"built-{name}"
+        arguments = ["build", f"--dataset=user/{name}", f"--output={output}", "--grounder=random"]
+        assert main([*arguments, "--difficulty=mask-area"]) == (0 if rows else 1)
+        report = json.loads((output / "report.json").read_text()) if rows else {"rows_out": 0}
+        assert report["rows_out"] == rows
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from transformers import AutoProcessor
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from mfpo_trl import launch, train
+from mfpo_trl.check import command as check
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -360,6 +361,19 @@ def test_the_command_that_is_launched():
 def test_what_cannot_be_launched(argv, message, capsys):
     assert train.main(argv) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [train.main, check.main], ids=["train", "check"])
+def test_a_mistake_is_told_without_the_token(command, monkeypatch, capsys):
+    token = f"hf_{'a' * 34}"
+    argv = ["--model_name_or_path", "x", "--dataset_name", "y", "--use_cpu", "--hub_tokn", token]
+    monkeypatch.setattr(sys, "argv", ["mfpo", "train", *argv])
+    assert command(argv) == 2
+    said = capsys.readouterr()
+    assert "['--hub_tokn', '<token>']" in said.err and token not in said.err + said.out
+    if command is train.main:
+        # Trackers of experiments write it down.
+        assert sys.argv == ["mfpo", "train", *argv[:-1], "<token>"]
 
 
 def test_without_the_repository_a_path_is_asked_for(monkeypatch, tmp_path):

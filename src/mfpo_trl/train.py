@@ -32,7 +32,7 @@ NOT_LANGUAGE = rf".*({VISION_TOWER}|{PROJECTOR}).*"
 wrap as well and LLaVA's own recipes leave out."""
 
 EPILOG = """--config RECIPE reads fields from a YAML file. --accelerate-config NAME_OR_PATH [--num-processes N] starts the training
-with accelerate launch and that configuration, looked up in recipes/accelerate."""
+with accelerate launch and that configuration, looked up in recipes/accelerate. A token is best given as HF_TOKEN."""
 
 
 @dataclass
