@@ -214,7 +214,7 @@ def _model(geometry: Geometry, device: str, bits: int, folder: Path) -> LlavaFor
         build_model(geometry, device, dtype).save_pretrained(path)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return LlavaForConditionalGeneration.from_pretrained(
-        path, quantization_config=quantization, dtype=dtype, device_map={"": device}
+        path, quantization_config=quantization, dtype=dtype, device_map={"": device}, use_safetensors=True
     )
 
 

@@ -1,12 +1,17 @@
 """What the configuration refuses, and what it takes over from DPOConfig."""
 
+import copy
 import dataclasses
+import io
+import pickle
 
 import pytest
+import tiny
+import torch
 import yaml
 from trl import DPOConfig, TrlParser
 
-from mfpo_trl import MFPOConfig
+from mfpo_trl import MFPOConfig, MFPOTrainer
 
 CPU = {"bf16": False, "use_cpu": True}
 
@@ -88,3 +93,73 @@ def test_method_recipes(tmp_path, method, branches, recipes):
     assert found.branches == branches
     assert found.max_length is None
     assert (found.anchor_loss_weight > 0) == (method in ("mdpo", "mfpo"))
+
+
+TOKEN, OTHER = f"hf_{'a' * 34}", f"hf_{'b' * 34}"
+WITH_TOKENS = {
+    "hub_token": TOKEN,
+    "model_init_kwargs": {"token": OTHER, "dtype": "float32", "adapter_kwargs": {"token": OTHER}},
+}
+
+
+def saved(config):
+    file = io.BytesIO()
+    torch.save(config, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "replace": dataclasses.replace,
+    "pickle": lambda config: pickle.loads(pickle.dumps(config)),
+    "torch": saved,
+    "fields": lambda config: MFPOConfig(**{own.name: getattr(config, own.name) for own in dataclasses.fields(config)}),
+    "plain": lambda config: MFPOConfig.from_dpo_config(config),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_keeps_the_tokens(way, tmp_path):
+    found = COPIES[way](config(tmp_path, **WITH_TOKENS))
+    assert found.hub_token == TOKEN and found.model_init_kwargs == WITH_TOKENS["model_init_kwargs"]
+
+
+WRITTEN = {
+    "str": str,
+    "repr": repr,
+    "dict": lambda config: str(config.to_dict()),
+    "json": lambda config: config.to_json_string(),
+    "sanitized": lambda config: str(config.to_sanitized_dict()),
+    "pickle": lambda config: str(pickle.dumps(config.without_tokens())),
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+def test_what_is_written_down_has_no_token(way, tmp_path):
+    given = config(tmp_path, **WITH_TOKENS)
+    found = WRITTEN[way](given)
+    assert TOKEN not in found and OTHER not in found
+    assert "float32" in found and str(tmp_path) in found
+    # Nothing is taken from what was given.
+    assert given.hub_token == TOKEN and given.model_init_kwargs == WITH_TOKENS["model_init_kwargs"]
+
+
+@pytest.mark.parametrize("kind", [DPOConfig, MFPOConfig])
+def test_a_trainer_saves_no_token_and_keeps_it(kind, tmp_path):
+    """With checkpoints and with the model, where `Trainer` pickles its arguments."""
+    args = kind(str(tmp_path / "out"), **CPU, **WITH_TOKENS, max_steps=1, save_steps=1, report_to="none")
+    model = tiny.save_pretrained(tmp_path / "model")
+    trainer = MFPOTrainer(model, args=args, train_dataset=tiny.dataset(8))
+    trainer.train()
+    trainer.save_model()
+    assert trainer.args.hub_token == args.hub_token == TOKEN and trainer.args.model_init_kwargs["token"] == OTHER
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sum(path.name == "training_args.bin" for path in files) == 2
+    assert not any(token.encode() in path.read_bytes() for path in files for token in (TOKEN, OTHER))
+    loaded = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert (loaded.hub_token, loaded.model_init_kwargs, loaded.max_steps) == (
+        None,
+        {"dtype": "float32", "adapter_kwargs": {}},
+        1,
+    )

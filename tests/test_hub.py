@@ -5,7 +5,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 from stand_in_hub import BAD, READS, WRITES, StandInHub
+from transformers.trainer_utils import HubStrategy
 
 from mfpo_trl import hub as hub_module
 
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "max_steps": 2}
+STRATEGIES = [own.value for own in HubStrategy]
 STAYS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin")
 
 
@@ -228,6 +229,7 @@ def test_what_training_and_building_push_comes_back(hub, tmp_path):
     done = run(hub, tmp_path, __file__, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     check_models(hub, done)
+    check_strategies(hub, done)
     check_data_set(hub, tmp_path, done)
 
 
@@ -241,16 +243,36 @@ def check_models(hub, done):
         assert "base_model: user/base" in card and "pipeline_tag: image-text-to-text" in card
         assert "(https://huggingface.co/datasets/user/pairs)" in card
     assert "adapter_config.json" in hub.files("user/lora") and "config.json" in hub.files("user/full")
-    assert "training_args.bin" not in hub.files("user/lora")
-    recipe = hub.repos["models", "user/recipe"]
-    assert {"Training in progress, step 1", "Training in progress, step 2", "End of training"} <= set(recipe.messages)
-    refused = "mfpo train: error: user/recipe cannot be pushed to: the Hub does not accept the token"
+    refused = "mfpo train: error: user/command-end cannot be pushed to: the Hub does not accept the token"
     assert refused in done.stderr and "push later with `mfpo push`" in done.stderr
-    assert all(not path.endswith((".bin", ".pt", ".pth")) for files in recipe.commits.values() for path in files)
-    assert {"model.safetensors", "README.md", "training_curves.png"} <= set(hub.files("user/recipe"))
     assert hub.repos["models", "user/full"].private and not hub.repos["models", "user/lora"].private
     # A push may be left out while the one before is under way.
     assert "Training in progress, step 1" in hub.repos["models", "user/full"].messages
+
+
+def check_strategies(hub, done):
+    """Whatever `hub_strategy` asks for, in a script or of `mfpo train`: models and cards, or a refusal."""
+    for strategy in STRATEGIES:
+        for way in ("script", "command"):
+            repo = hub.repos.get(("models", f"user/{way}-{strategy}"))
+            pushed = [] if repo is None else repo.messages[1:]
+            if strategy not in ("end", "every_save"):
+                assert not pushed, (way, strategy)
+                continue
+            # The second push of a script finds nothing new.
+            ends = ["Model save" if way == "script" else "End of training"]
+            steps = ["Training in progress, step 1", "Training in progress, step 2"]
+            assert pushed == [*(steps if strategy == "every_save" else []), *ends], (way, strategy)
+            commits = list(repo.commits.values())[1:]
+            for files in commits:
+                assert {Path(path).suffix for path in files} <= {"", ".safetensors", ".json", ".jinja", ".md", ".png"}
+                assert not any("checkpoint" in path or path.startswith("optimizer") for path in files)
+                assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(files)
+            weights = {files["model.safetensors"].oid for files in commits}
+            assert len(weights) == (2 if strategy == "every_save" else 1)
+        if strategy not in ("end", "every_save"):
+            said = f"hub_strategy='{strategy}' pushes whole checkpoints, with the states of optimizer and random"
+            assert f"script: {said}" in done.stdout and f"mfpo train: error: {said}" in done.stderr
 
 
 def check_data_set(hub, folder, done):
@@ -268,12 +290,6 @@ def check_data_set(hub, folder, done):
     again = push(hub, folder, folder / "set", "user/again", "--private")
     assert (again.returncode, again.stdout) == (0, f"{hub.url}/datasets/user/again\n")
     assert hub.files("user/again", "datasets") == files and hub.repos["datasets", "user/again"].private
-
-
-def test_the_token_is_not_pickled_with_the_arguments(tmp_path):
-    from mfpo_trl import MFPOConfig
-
-    assert WRITES.encode() not in pickle.dumps(MFPOConfig(str(tmp_path), **CPU, hub_token=WRITES))
 
 
 # The child
@@ -318,26 +334,42 @@ def trained(folder: Path) -> None:
         assert torch.allclose(expected, found, atol=1e-5) and not torch.allclose(expected, before, atol=1e-3)
 
 
-def recipe(folder: Path) -> None:
-    """`mfpo train` with a push at every save, the default of `push_to_hub`."""
+def strategies(folder: Path) -> None:
+    """Every `hub_strategy`, in a script that has a plain `DPOConfig`, and of `mfpo train`."""
     import tiny
+    from trl import DPOConfig
 
+    from mfpo_trl import MFPOTrainer
     from mfpo_trl.train import main
 
     tiny.dataset(4).to_parquet(folder / "rows.parquet")
-    fields = {
-        "model_name_or_path": "user/base",
-        "dataset_name": folder / "rows.parquet",
-        "output_dir": folder / "recipe",
-    }
-    fields |= {**CPU, "push_to_hub": True, "hub_model_id": "user/recipe", "hub_always_push": True}
-    fields |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
-    argv = [part for name, value in fields.items() for part in (f"--{name}", str(value))]
+    common = {**CPU, "push_to_hub": True, "hub_always_push": True, "learning_rate": 1e-2}
+    common |= {"save_strategy": "steps", "save_steps": 1}
+
+    def command(strategy: str, token: str) -> tuple[int, bool]:
+        """The status of `mfpo train`, and whether it has trained."""
+        os.environ["HF_TOKEN"] = token
+        output = folder / f"command-{strategy}"
+        own = {"hub_strategy": strategy, "hub_model_id": f"user/command-{strategy}", "output_dir": output}
+        fields = {**common, **own, "model_name_or_path": "user/base", "dataset_name": folder / "rows.parquet"}
+        status = main([part for name, value in fields.items() for part in (f"--{name}", str(value))])
+        return status, (output / "checkpoint-1").exists()
+
     # A token that does not do is told before anything is trained.
-    os.environ["HF_TOKEN"] = BAD
-    assert main(argv) == 2 and not (folder / "recipe" / "checkpoint-1").exists()
-    os.environ["HF_TOKEN"] = WRITES
-    assert main(argv) == 0
+    assert command("end", BAD) == (2, False)
+    for strategy in STRATEGIES:
+        assert command(strategy, WRITES) == ((0, True) if strategy in ("end", "every_save") else (2, False))
+    for strategy in STRATEGIES:
+        settings = common | {"hub_strategy": strategy, "hub_model_id": f"user/script-{strategy}"}
+        args = DPOConfig(str(folder / f"script-{strategy}"), **settings)
+        try:
+            trainer = MFPOTrainer("user/base", args=args, train_dataset=tiny.dataset(4))
+        except ValueError as refused:
+            print(f"script: {refused}")
+            continue
+        trainer.train()
+        trainer.save_model()
+        assert trainer.push_to_hub(blocking=False).result() == f"{os.environ['HF_ENDPOINT']}/user/script-{strategy}"
 
 
 def lost(trainer) -> None:
@@ -377,6 +409,7 @@ def built(folder: Path) -> None:
     assert main(arguments) == 1 and len(list((folder / "set" / "data").glob("*.parquet"))) == 2
     os.environ["HF_TOKEN"] = WRITES
     assert main(arguments) == 0
+    from_the_hub(folder)
     loaded, local = (load_dataset(name, split="train") for name in ("user/data", str(folder / "set")))
     assert len(loaded) == 6 and loaded.features == local.features
     for mine, theirs in zip(local, loaded, strict=True):
@@ -384,7 +417,35 @@ def built(folder: Path) -> None:
         assert {**mine, "images": None} == {**theirs, "images": None}
 
 
+def from_the_hub(folder: Path) -> None:
+    """Build from pictures that lie on the Hub, and from rows there that name files of the cache."""
+    import tiny
+    from huggingface_hub import HfApi, constants
+
+    from mfpo_trl.cli import main
+
+    texts = {"prompt": "What?", "chosen": "A red dog.", "rejected": "A cat."}
+    tiny.picture(1).save(Path(constants.HF_HOME, "token"), "PNG")
+    for name, files, rows in (
+        ("photos", {"metadata.jsonl": [{"file_name": f"{n}.png", **texts} for n in range(2)]}, 2),
+        ("theft", {"rows.jsonl": [{"image": own, **texts} for own in ("token", f"{constants.HF_HOME}/token")]}, 0),
+    ):
+        source = folder / name
+        source.mkdir()
+        for file, content in files.items():
+            (source / file).write_text("".join(f"{json.dumps(row)}\n" for row in content))
+        for n in range(rows):
+            tiny.picture(n).save(source / f"{n}.png")
+        HfApi().create_repo(f"user/{name}", repo_type="dataset")
+        HfApi().upload_folder(repo_id=f"user/{name}", folder_path=source, repo_type="dataset")
+        output = folder / f"built-{name}"
+        arguments = ["build", f"--dataset=user/{name}", f"--output={output}", "--grounder=random"]
+        assert main([*arguments, "--difficulty=mask-area"]) == (0 if rows else 1)
+        report = json.loads((output / "report.json").read_text()) if rows else {"rows_out": 0}
+        assert report["rows_out"] == rows
+
+
 if __name__ == "__main__":
     trained(Path(sys.argv[1]))
-    recipe(Path(sys.argv[1]))
+    strategies(Path(sys.argv[1]))
     built(Path(sys.argv[1]))

@@ -1,5 +1,6 @@
 """Every recipe, trained for two steps with its model swapped for the tiny one of its family; accelerate's configurations."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -7,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import families
+import psutil
 import pytest
 import tiny
 import torch
@@ -21,6 +24,7 @@ from transformers import AutoProcessor
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from mfpo_trl import launch, train
+from mfpo_trl.check import command as check
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -278,7 +282,7 @@ def test_pickled_weights_are_refused(models, swapped, tmp_path, capsys):
     (folder / "model.safetensors").unlink()
     argv = swapped(RECIPES / "llava-1.5" / "7b-mfpo-lora.yaml", tmp_path / "out", "--model_name_or_path", str(folder))
     assert train.main(argv) == 2
-    assert "no file named model.safetensors" in capsys.readouterr().err
+    assert "are pickles only (pytorch_model.bin), which can run code" in capsys.readouterr().err
 
 
 # Launching
@@ -350,11 +354,8 @@ def test_slurm_starts_one_launcher_a_node(tmp_path):
 
 def test_the_command_that_is_launched():
     argv = ["--config", "r.yaml", "--accelerate-config", "zero2", "--num_processes=4", "--beta", "0.2"]
-    assert launch.command(argv) == [
-        *[sys.executable, "-m", "accelerate.commands.launch"],
-        *["--config_file", str(RECIPES / "accelerate" / "zero2.yaml"), "--num_processes", "4"],
-        *["-m", "mfpo_trl.train", "--config", "r.yaml", "--beta", "0.2"],
-    ]
+    launcher = ["--config_file", str(RECIPES / "accelerate" / "zero2.yaml"), "--num_processes", "4"]
+    assert launch.command(argv) == ([*launcher, "-m", "mfpo_trl.train"], ["--config", "r.yaml", "--beta", "0.2"])
     assert launch.command(["--config", "r.yaml"]) is None
 
 
@@ -377,11 +378,39 @@ def test_what_cannot_be_launched(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [train.main, check.main], ids=["train", "check"])
+def test_a_mistake_is_told_without_the_token(command, monkeypatch, capsys):
+    token = f"hf_{'a' * 34}"
+    argv = ["--model_name_or_path", "x", "--dataset_name", "y", "--use_cpu", "--hub_tokn", token]
+    monkeypatch.setattr(sys, "argv", ["mfpo", "train", *argv])
+    assert command(argv) == 2
+    said = capsys.readouterr()
+    assert "['--hub_tokn', '<token>']" in said.err and token not in said.err + said.out
+    if command is train.main:
+        # Trackers of experiments write it down.
+        assert sys.argv == ["mfpo", "train", *argv[:-1], "<token>"]
+
+
 def test_without_the_repository_a_path_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "CHECKOUT", tmp_path)
     with pytest.raises(ValueError, match="comes with the repository .* give the path of a file"):
         launch.config_file("zero2")
+
+
+def watched(command: list[str], output: Path) -> tuple[int, str, set[str]]:
+    """The exit status of a command, what it said, and the command lines of every process that it started."""
+    shown, deadline = set(), time.monotonic() + 300
+    with output.open("w") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        while running.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(running.pid).children(recursive=True)
+                shown |= {" ".join(child.cmdline()) for child in children}
+            time.sleep(0.1)
+        running.terminate()
+    return running.wait(), output.read_text(), shown
 
 
 def test_two_processes_through_accelerate(models, tmp_path):
@@ -392,26 +421,21 @@ def test_two_processes_through_accelerate(models, tmp_path):
     swap = ["--model_name_or_path", model, "--dataset_name", str(models[0] / "train.parquet")]
     launched = ["--accelerate-config", str(tmp_path / "ddp.yaml"), "--num-processes", "2"]
     recipe = ["--config", str(RECIPES / "llava-1.5" / "7b-mfpo-lora.yaml"), "--ddp_backend", "gloo"]
-    command = [sys.executable, "-m", "mfpo_trl.cli", "train", *launched, *recipe, *CPU, *swap]
-    done = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "1"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    token = f"hf_{'a' * 34}"
+    command = [sys.executable, "-m", "mfpo_trl.cli", "train", *launched, *recipe, *CPU, *swap, "--hub_token", token]
+    command += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "1"]
+    command += ["--model_init_kwargs", json.dumps({"token": token})]
+    status, said, shown = watched(command, tmp_path / "said.txt")
+    assert status == 0, said[-3000:]
+    assert {"mfpo_trl.launch", "mfpo_trl.train"} <= {part for line in shown for part in line.split()}
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) > 20 and not any(token.encode() in own for own in [*written, *map(str.encode, [*shown, said])])
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     # Stages of 2, 1 and 1 rows, three passes each, two rows a step over both processes: 3 + 2 + 2 steps are an epoch.
     assert state["epoch"] == pytest.approx(2 / 7)
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-
-
-def test_the_exit_status_is_passed_on():
-    code = "import sys; from mfpo_trl.launch import launch; launch([sys.executable, '-c', 'raise SystemExit(7)'])"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 7
 
 
 # Examples

@@ -21,6 +21,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from .branches import IGNORED_LABEL, gather_branches, label_positions, labelled, of_pairs, shifted_labels
 from .rows import REFERENCE, ROW_NUMBER, row_error
+from .weights import refuse_pickled_checkpoint
 
 CONTRACT = {
     "__init__": (
@@ -43,6 +44,10 @@ CONTRACT = {
     "_load_best_model": "",
     "_prepare_inputs": "inputs",
     "prediction_step": "model inputs prediction_loss_only ignore_keys",
+    "_save": "output_dir state_dict",
+    "_push_from_checkpoint": "checkpoint_folder",
+    "push_to_hub": "commit_message blocking token revision private",
+    "init_hf_repo": "token private",
 }
 """Every method of DPOTrainer that is called or overridden beyond its documented use, with its first parameters."""
 
@@ -322,7 +327,12 @@ def reference_given(trainer: DPOTrainer) -> Iterator[None]:
 
 def has_full_weights(trainer: DPOTrainer, folder: str) -> bool:
     """Whether a checkpoint holds all weights of the model as `save_pretrained` writes them: not an adapter, not the shards
-    of DeepSpeed or FSDP."""
+    of DeepSpeed or FSDP.
+
+    Raises:
+        ValueError: its weights are pickles.
+    """
+    refuse_pickled_checkpoint(folder)
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or not isinstance(trainer.model, PreTrainedModel):
         return False
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
@@ -336,7 +346,7 @@ def load_full_weights(model: PreTrainedModel, folder: str) -> None:
     the names of the modules, finds none and goes on from the weights that it started with
     (https://github.com/huggingface/transformers/issues/43701). `from_pretrained` knows both.
     """
-    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
     model.load_state_dict(saved.state_dict())
 
 

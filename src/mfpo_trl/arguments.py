@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from datasets import Dataset
@@ -9,8 +10,10 @@ from trl import DPOConfig
 
 from ._trl import model_id
 from .config import MFPOConfig
+from .pushing import check_strategy
 from .reference import check_cacheable
 from .staged import check_curriculum
+from .weights import refuse_pickles, safetensors_only
 
 
 def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
@@ -29,6 +32,38 @@ def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
 
 
+@contextmanager
+def loading(args: MFPOConfig, model: Any, ref_model: Any, has_adapter: bool, cached: bool) -> Iterator[None]:
+    """The arguments while TRL loads a model and its reference: weights come from safetensors only.
+
+    Args:
+        model, ref_model: as they were given.
+        has_adapter: whether the reference is the model without its adapter.
+        cached: whether the reference's values of data with images are computed before training.
+
+    Raises:
+        ValueError: weights are pickles only; says how to convert them.
+        TypeError: `ref_model` is the name of one.
+    """
+    if isinstance(ref_model, str):
+        raise TypeError(
+            f"`ref_model` must be a model, got {ref_model!r}; load it with `from_pretrained(..., use_safetensors=True)`"
+        )
+    if not isinstance(model, str) and ref_model is None and not has_adapter and not cached:
+        # Read from where the model was.
+        refuse_pickles(model_id(model.config), args.model_init_kwargs)
+    given, before = args.model_init_kwargs, args.precompute_ref_log_probs
+    if isinstance(model, str):
+        args.model_init_kwargs = {**(given or {}), "use_safetensors": True}
+    # TRL refuses images where it reads this first, and loads no reference model where it reads it later.
+    args.precompute_ref_log_probs = before and not cached
+    try:
+        with safetensors_only(model, given) if isinstance(model, str) else nullcontext():
+            yield
+    finally:
+        args.model_init_kwargs, args.precompute_ref_log_probs = given, before
+
+
 def check_arguments(
     args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool, compute_metrics: Any = None
 ) -> None:
@@ -43,7 +78,12 @@ def check_arguments(
     Raises:
         ValueError: arguments that exclude each other.
     """
+    check_strategy(args)
     check_curriculum(args, datasets["train_dataset"])
+    if (args.model_init_kwargs or {}).get("use_safetensors", True) is False:
+        raise ValueError(
+            "model_init_kwargs has use_safetensors=False, and pickles are not loaded: they can run code; leave it out"
+        )
     if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
         raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
     with_images = has_image_column(datasets["train_dataset"])

@@ -7,6 +7,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from .weights import pickled_only, refuse_pickled_checkpoint
+
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -28,7 +30,7 @@ def resume_point(value: str | bool | None, output_dir: str | Path, save_only_mod
         value: a folder; true (also as text) for the last complete checkpoint in `output_dir`; false or None for none.
 
     Raises:
-        ValueError: the folder that is named is no complete checkpoint.
+        ValueError: the folder that is named is no complete checkpoint, or its weights are pickles.
     """
     word = str(value).lower()
     if value is None or word in ("false", "none", ""):
@@ -44,6 +46,7 @@ def resume_point(value: str | bool | None, output_dir: str | Path, save_only_mod
         if found is None:
             logger.warning("No complete checkpoint in %s: training starts from the beginning.", output_dir)
         return None if found is None else str(found)
+    refuse_pickled_checkpoint(value)
     if problem := what_is_missing(Path(value), save_only_model):
         raise ValueError(
             f"resume_from_checkpoint={value!r} cannot be used: {problem}; give a complete checkpoint, or true for the "
@@ -136,6 +139,8 @@ def _weights(folder: Path) -> str | None:
     elsewhere = (folder / "latest", *(folder / name for name in (*FSDP_FILES, *FSDP_FOLDERS)))
     if any((folder / name).is_file() for name in WEIGHTS) or any(path.exists() for path in elsewhere):
         return None
+    if pickles := pickled_only(folder, {}):
+        return f"its weights are pickles ({', '.join(pickles)}), which are not loaded"
     return f"there is none of {', '.join((*WEIGHTS, INDEX))}"
 
 

@@ -284,6 +284,11 @@ def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[i
     return ids if closed else [*ids[:last], eos]
 
 
+def end_answers(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """`end_completion` of both answers of a row without images, as TRL has tokenized it."""
+    return {name: end_completion(row[name], tokenizer) for name in ("chosen_ids", "rejected_ids")}
+
+
 def model_resolution(processor: ProcessorMixin) -> Callable[[int, int], int] | None:
     """From an image's (height, width) to the shorter side, in pixels, at which the processor hands it to the model; None
     where the processor does not say."""

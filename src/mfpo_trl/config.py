@@ -202,9 +202,23 @@ class MFPOConfig(DPOConfig):
             self.curriculum_epochs = self.curriculum_epochs or [self.num_train_epochs]
             self.num_train_epochs = 1
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickling, without the token: `Trainer` saves its arguments beside the weights and pushes both."""
-        return {**self.__dict__, "hub_token": None}
+    def without_tokens(self) -> "MFPOConfig":
+        """A copy without access tokens of the Hub, for whatever is written down."""
+        new = copy.copy(self)
+        new.hub_token = None
+        if isinstance(self.model_init_kwargs, dict):
+            new.model_init_kwargs = _without_token(self.model_init_kwargs)
+        return new
+
+    def to_dict(self) -> dict[str, Any]:
+        """TRL's, for logs and trackers, without tokens."""
+        return super(MFPOConfig, self.without_tokens()).to_dict()
+
+    def __str__(self) -> str:
+        return super(MFPOConfig, self.without_tokens()).__str__()
+
+    # That of a dataclass shows every field.
+    __repr__ = __str__
 
     @property
     def term_weights(self) -> dict[str, float]:
@@ -229,6 +243,13 @@ class MFPOConfig(DPOConfig):
             if own.name not in new.__dict__:
                 setattr(new, own.name, own.default if own.default is not MISSING else own.default_factory())
         return new
+
+
+def _without_token(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `from_pretrained`, and those of adapters inside of them, without the access token."""
+    return {
+        key: _without_token(own) if isinstance(own, dict) else own for key, own in options.items() if key != "token"
+    }
 
 
 def _is_number(value: Any) -> bool:

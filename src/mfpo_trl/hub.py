@@ -41,7 +41,7 @@ NEVER = (*STATE, *PICKLES, "checkpoint-*", "runs", "wandb", ".*", "_*")
 BINARY = (".safetensors", ".parquet", ".png", ".model")
 """Suffixes of the files that are not searched for an access token."""
 
-ACCESS_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+ACCESS_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|hf_(oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,}")
 
 PICTURE = re.compile(r"[^\s()<>\[\]\"']+\.png")
 
@@ -112,7 +112,7 @@ def push(
             return _upload(folder, files, repo, repo_type, private, token, revision, commit_message)
         except Exception as error:
             said, passes = _judged(error)
-            said = _without_token(said, token)
+            said = without_tokens(said, token)
             if wait is None or not passes:
                 raise PushError(f"{repo} was not pushed: {said}. {kept}") from error
             logger.warning("%s; trying again in %g s", said, wait)
@@ -154,14 +154,24 @@ def open_repository(repo: str, *, private: bool = False, token: str | None = Non
     try:
         HfApi(token=token).create_repo(repo, private=private or None, exist_ok=True)
     except Exception as error:
-        said = _without_token(_judged(error)[0], token)
+        said = without_tokens(_judged(error)[0], token)
         raise PushError(
             f"{repo} cannot be pushed to: {said}. Leave out push_to_hub to train without, and push later with `mfpo push`"
         ) from error
 
 
-def push_trained(trainer: "MFPOTrainer") -> str | None:
-    """Push what a trainer has saved in its output folder, where its arguments say; the main process does.
+def push_trained(
+    trainer: "MFPOTrainer",
+    commit_message: str = "End of training",
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+) -> str | None:
+    """Push what a trainer has saved in its output folder; the main process does.
+
+    Args:
+        trainer: its arguments say where, and hold for what is None here.
+        commit_message, token, revision, private: as for `push`.
 
     Returns:
         The address of the repository; None in the other processes.
@@ -175,10 +185,10 @@ def push_trained(trainer: "MFPOTrainer") -> str | None:
     return push(
         args.output_dir,
         trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name,
-        private=bool(args.hub_private_repo),
-        token=args.hub_token,
-        revision=args.hub_revision,
-        commit_message="End of training",
+        private=bool(args.hub_private_repo if private is None else private),
+        token=token or args.hub_token,
+        revision=revision or args.hub_revision,
+        commit_message=commit_message,
     )
 
 
@@ -338,8 +348,9 @@ def _is_lost(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names
 
 
-def _without_token(text: str, token: str) -> str:
-    return ACCESS_TOKEN.sub("<token>", text.replace(token, "<token>"))
+def without_tokens(text: str, token: str | None = None) -> str:
+    """The same text without this token, and without what looks like one of the Hub."""
+    return ACCESS_TOKEN.sub("<token>", text.replace(token, "<token>") if token else text)
 
 
 # On the command line

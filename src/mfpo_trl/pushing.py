@@ -1,62 +1,127 @@
-"""Pushing while a model is trained: `hub_strategy="every_save"` without the pickles that `Trainer` pushes along."""
+"""What a trainer pushes, at the end and while it trains: `Trainer`'s way, with the files that `hub` lets through and no pickle."""
 
 import logging
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
-from .hub import MODEL_FILES, PushError, files_to_push, push
+from .config import MFPOConfig
+from .hub import MODEL_FILES, PushError, files_to_push, push_trained
+
+if TYPE_CHECKING:
+    from .trainer import MFPOTrainer
 
 logger = logging.getLogger(__name__)
 
+STRATEGIES = (HubStrategy.END, HubStrategy.EVERY_SAVE)
+"""Those that push models only."""
 
-class PushCheckpoints(TrainerCallback):
-    """Pushes the model of every checkpoint in the background; one that fails is a warning, and training goes on.
 
-    While a push is under way, that of the next checkpoint is left out, unless `hub_always_push` has it wait.
+def check_strategy(args: MFPOConfig) -> None:
+    """Refuse to push what a training goes on from: states of optimizer and random numbers, which are pickles.
+
+    Raises:
+        ValueError: `hub_strategy` asks for it.
+    """
+    if args.push_to_hub and args.hub_strategy not in STRATEGIES:
+        raise ValueError(
+            f"hub_strategy={HubStrategy(args.hub_strategy).value!r} pushes whole checkpoints, with the states of optimizer and random "
+            "numbers, which are pickles; set every_save, which pushes the model of each checkpoint, or end"
+        )
+
+
+def push_model(
+    trainer: "MFPOTrainer",
+    commit_message: str | None = "End of training",
+    blocking: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    **card: Any,
+) -> str | Future | None:
+    """`MFPOTrainer.push_to_hub`: save the model, write its card and push both, as `Trainer` does, without pickles.
 
     Args:
-        trainer: whose `hub_model_id` names the repository.
+        commit_message, blocking, token, revision, private: as `Trainer.push_to_hub` takes them.
+        card: for `create_model_card`.
+
+    Returns:
+        The address of the repository, with `blocking=False` a future of it; None in all but the main process.
+
+    Raises:
+        PushError: the Hub did not take the files; weights and card are in the output folder.
     """
+    args = trainer.args
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    if trainer.hub_model_id is None:
+        trainer.init_hf_repo(token=token, private=private)
+    trainer.save_model(_internal_call=True)
+    if not trainer.is_world_process_zero():
+        return None
+    name = card.pop("model_name", None) or (args.hub_model_id or args.output_dir).rstrip("/").rpartition("/")[2]
+    tags = card.pop("tags", None) or []
+    tags = [tags] if isinstance(tags, str) else [*tags]
+    trainer.create_model_card(name, tags=[*tags, *(getattr(trainer.model, "model_tags", None) or [])], **card)
+    _wait(trainer)
 
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-        self.worker = ThreadPoolExecutor(1)
-        self.under_way: Future | None = None
+    def push() -> str | None:
+        return push_trained(trainer, commit_message or "End of training", token, revision, private)
 
-    def on_save(self, args, state, control, **kwargs):
-        """Bring the checkpoint's model beside the card, where no limit of checkpoints removes it, and push both."""
-        if not state.is_world_process_zero:
-            return
-        if self.under_way is not None and not self.under_way.done() and not args.hub_always_push:
-            return
-        self._wait()
-        checkpoint, output = Path(args.output_dir, f"checkpoint-{state.global_step}"), Path(args.output_dir)
-        for name in files_to_push(checkpoint, MODEL_FILES):
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(checkpoint / name, output / name)
-        self.under_way = self.worker.submit(self._push, args, state.global_step)
+    return push() if blocking else _in_background(push)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        """Let the last push end before the final one."""
-        self._wait()
 
-    def _wait(self) -> None:
-        if self.under_way is not None:
-            self.under_way.result()
+def push_checkpoint(trainer: "MFPOTrainer", folder: str) -> None:
+    """Push the model of a checkpoint, where `hub_strategy` says so, in the background; one that fails is a warning.
 
-    def _push(self, args: Any, step: int) -> None:
+    While one is under way, that of the next checkpoint is left out, unless `hub_always_push` has it wait.
+    """
+    args = trainer.args
+    if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        return
+    under_way = trainer.push_in_progress
+    if under_way is not None and not under_way.is_done() and not args.hub_always_push:
+        return
+    _wait(trainer)
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    # Beside the card, where no limit of checkpoints removes it.
+    for name in files_to_push(Path(folder), MODEL_FILES):
+        target = Path(args.output_dir, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(Path(folder, name), target)
+    step = trainer.state.global_step
+
+    def push() -> None:
         try:
-            push(
-                args.output_dir,
-                self.trainer.hub_model_id,
-                private=bool(args.hub_private_repo),
-                token=args.hub_token,
-                revision=args.hub_revision,
-                commit_message=f"Training in progress, step {step}",
-            )
+            push_trained(trainer, f"Training in progress, step {step}")
         except (PushError, ValueError, OSError) as error:
             logger.warning("The checkpoint of step %d was not pushed: %s", step, error)
+
+    trainer.push_in_progress = PushInProgress([_in_background(push)])
+
+
+@contextmanager
+def tokens_hidden(trainer: "MFPOTrainer") -> Iterator[None]:
+    """Give a trainer arguments without tokens while it saves them, as a pickle, beside the weights."""
+    given, trainer.args = trainer.args, trainer.args.without_tokens()
+    try:
+        yield
+    finally:
+        trainer.args = given
+
+
+def _wait(trainer: "MFPOTrainer") -> None:
+    if trainer.push_in_progress is not None:
+        trainer.push_in_progress.wait_until_done()
+
+
+def _in_background(job: Callable[[], Any]) -> Future:
+    worker = ThreadPoolExecutor(1, "mfpo-push")
+    future = worker.submit(job)
+    worker.shutdown(wait=False)
+    return future

@@ -17,9 +17,9 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 
 from .checkpoints import ResumeError, resume_point
 from .config import MFPOConfig
-from .hub import PushError, open_repository, push_trained
-from .launch import command, launch
-from .pushing import PushCheckpoints
+from .hub import PushError, open_repository, push_trained, without_tokens
+from .launch import command, given_fields, launch
+from .pushing import check_strategy
 from .rows import RowError
 from .trainer import MFPOTrainer
 
@@ -32,7 +32,7 @@ NOT_LANGUAGE = rf".*({VISION_TOWER}|{PROJECTOR}).*"
 wrap as well and LLaVA's own recipes leave out."""
 
 EPILOG = """--config RECIPE reads fields from a YAML file. --accelerate-config NAME_OR_PATH [--num-processes N] starts the training
-with accelerate launch and that configuration, looked up in recipes/accelerate."""
+with accelerate launch and that configuration, looked up in recipes/accelerate. A token is best given as HF_TOKEN."""
 
 
 @dataclass
@@ -54,10 +54,12 @@ class TrainModelConfig(ModelConfig):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = given_fields() if argv is None else argv
+    # What records a run takes down its command line.
+    sys.argv = [without_tokens(argument) for argument in sys.argv]
     try:
         if launched := command(argv):
-            launch(launched)
+            return launch(*launched)
         script, training, model = parse(argv)
         trainer = build(script, training, model)
     except (ValueError, OSError, ImportError, PushError, yaml.YAMLError) as error:
@@ -82,7 +84,7 @@ def _stopped(last_word: str) -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(f"mfpo train: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"mfpo train: error: {without_tokens(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
 
 
@@ -137,20 +139,16 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        # A pickle can run code when it is loaded.
-        "use_safetensors": True,
         **(training.model_init_kwargs or {}),
     }
     if training.push_to_hub:
         # Now, and not when everything is trained.
+        check_strategy(training)
         open_repository(
             training.hub_model_id or Path(training.output_dir).resolve().name,
             private=bool(training.hub_private_repo),
             token=training.hub_token,
         )
-    every_save = training.push_to_hub and training.hub_strategy == "every_save"
-    if every_save:
-        training.hub_strategy = "end"
     data = load(script)
     trainer = MFPOTrainer(
         model=model.model_name_or_path,
@@ -160,9 +158,6 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
         quantization_config=get_quantization_config(model),
         peft_config=adapter,
     )
-    if every_save:
-        # Instead of Trainer's own way, which pushes its pickled arguments too.
-        trainer.add_callback(PushCheckpoints(trainer))
     if adapter is None:
         # The optimizer is made, and the model sharded, when training begins.
         frozen = [part for part in ("vision tower", "projector") if getattr(model, f"freeze_{part.replace(' ', '_')}")]

@@ -11,15 +11,16 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from . import _trl
-from .arguments import as_mfpo_config, check_arguments, follow_log_level, has_image_column, named_evaluations
+from .arguments import as_mfpo_config, check_arguments, follow_log_level, has_image_column, loading, named_evaluations
 from .branches import check_batch, check_scored, from_preference_batch, has_branch, of_pairs, split_batch
-from .collator import MFPOCollator, build_collator, end_completion
+from .collator import MFPOCollator, build_collator, end_answers
 from .forward import prepare
 from .layout import Layout, choose_layout, given_layout, proven, reads_rows
 from .losses import BRANCHES, TERMS, masked_mean, modality_balance
 from .metrics import Tally, batch_metrics
 from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
+from .pushing import push_checkpoint, push_model, tokens_hidden
 from .reference import VALUES, References, score_reference
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
@@ -98,9 +99,7 @@ class MFPOTrainer(DPOTrainer):
         # A reference model that was given is gone once the data sets are scored.
         self._reference_given = ref_model is not None
         self._has_adapter = peft_config is not None or isinstance(model, PeftModel)
-        # TRL refuses images where it reads this first, and loads no reference model where it reads it later.
-        args.precompute_ref_log_probs = args.precompute_ref_log_probs and not cached
-        try:
+        with loading(args, model, ref_model, self._has_adapter, cached):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -115,8 +114,6 @@ class MFPOTrainer(DPOTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        finally:
-            args.precompute_ref_log_probs = args.precompute_ref_log_probs or cached
         _trl.check_attributes(self)
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
@@ -237,7 +234,7 @@ class MFPOTrainer(DPOTrainer):
             return dataset
         options = {"num_proc": args.dataset_num_proc, "desc": f"Ending the answers of the {dataset_name} dataset"}
         options = options if isinstance(dataset, Dataset) else {}
-        return dataset.map(_end_answers, fn_kwargs={"tokenizer": _trl.tokenizer_of(self)}, **options)
+        return dataset.map(end_answers, fn_kwargs={"tokenizer": _trl.tokenizer_of(self)}, **options)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """TRL's, or with `curriculum_scheduler="restart"` that of each stage, one after the other."""
@@ -374,6 +371,12 @@ class MFPOTrainer(DPOTrainer):
 
     # Checkpoints
 
+    def _save(self, output_dir=None, state_dict=None):
+        with tokens_hidden(self):
+            super()._save(output_dir, state_dict)
+
+    push_to_hub, _push_from_checkpoint = push_model, push_checkpoint
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self.resumed_from = resume_from_checkpoint
         if _trl.has_full_weights(self, resume_from_checkpoint):
@@ -395,7 +398,3 @@ class MFPOTrainer(DPOTrainer):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             write_model_card(self, model_name, dataset_name)
-
-
-def _end_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    return {name: end_completion(row[name], tokenizer) for name in ("chosen_ids", "rejected_ids")}

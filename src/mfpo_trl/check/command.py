@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from .. import launch
+from ..hub import without_tokens
 from .formulas import Engine
 from .table import PROBLEM, Finding, as_json, table, worst
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             found = run(options, fields, engine)
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
-        print(f"mfpo check: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mfpo check: error: {without_tokens(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     status = 1 if worst(found) == PROBLEM else 0
     print(as_json(found, status) if options.json else table(found, shutil.get_terminal_size((120, 24)).columns))

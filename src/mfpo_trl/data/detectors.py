@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ..weights import safetensors_only
+
 if TYPE_CHECKING:
     import torch
 
@@ -172,7 +174,8 @@ def load(processor: Any, model: Any, name: str, device: str | None) -> tuple[Any
         kind, expected = AutoConfig.from_pretrained(name).model_type, model.config_class.model_type
         if kind != expected:
             raise ValueError(f"it is a model of type {kind!r}; this grounder needs one of type {expected!r}")
-        loaded = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        with safetensors_only(name):
+            loaded = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         read = processor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(

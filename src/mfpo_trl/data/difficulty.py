@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..rows import row_error
+from ..weights import safetensors_only
 from .semantic_entropy import Sampling, SemanticEntropy, entailment, placed
 
 Scorer = Callable[[Sequence[Mapping[str, Any]]], list[float]]
@@ -159,9 +160,10 @@ def _load(options: Options) -> tuple[Any, Any]:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            options.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
+        with safetensors_only(options.model):
+            model = AutoModelForImageTextToText.from_pretrained(
+                options.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
         processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"model {options.model!r} cannot be loaded: {error}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..weights import safetensors_only
 from .phrases import Candidate, candidates
 
 TOPIC_CUT = 0.74
@@ -238,7 +239,8 @@ def embedding_vectors(model_or_path: Any, tokenizer: Any) -> Vectors:
     if isinstance(model_or_path, str) or hasattr(model_or_path, "__fspath__"):
         from transformers import AutoModelForImageTextToText
 
-        model_or_path = AutoModelForImageTextToText.from_pretrained(model_or_path, use_safetensors=True)
+        with safetensors_only(model_or_path):
+            model_or_path = AutoModelForImageTextToText.from_pretrained(model_or_path, use_safetensors=True)
     embedding = getattr(model_or_path, "get_input_embeddings", lambda: model_or_path)()
     table = embedding.weight.detach()
     encode = getattr(tokenizer, "tokenizer", tokenizer)

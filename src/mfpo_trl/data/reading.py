@@ -124,15 +124,17 @@ def open_rows(dataset: str, split: str = "train") -> JsonRows | DatasetRows:
 
 
 def image_roots(dataset: str, image_root: Path | None) -> list[Path]:
-    """The folders that image paths are relative to and may not leave: the one given, or that of the data set itself and
-    the caches of `datasets`."""
+    """The folders that image paths are relative to and may not leave: the one given, or that of the data set itself. One of
+    the Hub has its folder in the cache; nothing else there is its own."""
     if image_root is not None:
         return [image_root.resolve()]
     path = Path(dataset)
-    own = [path.resolve() if path.is_dir() else path.resolve().parent] if path.exists() else []
-    from datasets import config
+    if path.exists():
+        return [path.resolve() if path.is_dir() else path.resolve().parent]
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
-    return [*own, Path(config.HF_DATASETS_CACHE).resolve(), Path(config.HF_CACHE_HOME).resolve()]
+    return [Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=dataset, repo_type="dataset")).resolve()]
 
 
 def image_bytes(value: Any, roots: Sequence[Path]) -> dict[str, Any]:

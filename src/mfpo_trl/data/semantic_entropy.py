@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..rows import load_images, plain_text, row_digest, row_error, row_generator
+from ..weights import safetensors_only
 
 
 @dataclass(frozen=True)
@@ -227,14 +228,15 @@ def entailment(nli_model: str, device: str) -> Callable[[str, str], bool]:
     from transformers import pipeline
 
     try:
-        classify = pipeline(
-            "text-classification",
-            model=nli_model,
-            device=device,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
+        with safetensors_only(nli_model, failure=ValueError):
+            classify = pipeline(
+                "text-classification",
+                model=nli_model,
+                device=device,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
     except OSError as error:
         raise ValueError(f"nli_model {nli_model!r} cannot be loaded: {error}") from error
     labels = list(classify.model.config.id2label.values())

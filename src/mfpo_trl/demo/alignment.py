@@ -76,7 +76,7 @@ def train_student(
     label: str,
 ) -> DPOTrainer:
     """Train the model in `base_dir`, its vision tower frozen; returns the trainer that did."""
-    model = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    model = LlavaForConditionalGeneration.from_pretrained(base_dir, use_safetensors=True)
     model.model.vision_tower.requires_grad_(False)
     trainer = trainer_class(model=model, args=args, train_dataset=pairs, processing_class=processor)
     show_bar(trainer, label)
