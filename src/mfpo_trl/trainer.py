@@ -21,6 +21,7 @@ from .metrics import Tally, batch_metrics
 from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
 from .reference import VALUES, References, score_reference
+from .row_recipes import check_recipes
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
 from .staged import Curriculum
@@ -91,6 +92,8 @@ class MFPOTrainer(DPOTrainer):
         check_arguments(args, datasets, data_collator, cached, compute_metrics)
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
+        if data_collator is None:
+            check_recipes(args, datasets)
         if args.accelerator_config.dispatch_batches is None and has_image_column(train_dataset):
             # Sent from rank 0, the tensors of a stream's batch are cut to the length of the first one.
             args.accelerator_config.dispatch_batches = False
