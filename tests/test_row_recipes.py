@@ -378,6 +378,7 @@ def test_the_card_tells_what_was_used(mixed, tmp_path):
         ("text image", {"none"}, "rDPO"),
         ("text image", set(), "rDPO"),
         ("text image", {"none", "diffusion"}, "MFPO"),
+        ("text image", {"auto"}, "MFPO"),
         ("text", set(), "DPO"),
     ],
 )

@@ -12,6 +12,7 @@ from .card_facts import describe_training, describe_versions
 from .card_images import describe_corruption, used_in
 from .card_scores import Scores, describe_scores, evaluation_results, read_scores
 from .corruptions import NO_CORRUPTION
+from .dispreferred import AUTO
 from .markdown import hub_id, plain
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def card_text(
         base=f"[{base}](https://huggingface.co/{base})" if base else "A model",
         data=describe_dataset(trainer.train_dataset, dataset_name),
         badges=badges,
-        method=method_name(trainer.term_weights, {recipe.corruption for recipe, _ in made or ()}),
+        method=method_name(trainer.term_weights, {AUTO} if made is None else {own.corruption for own, _ in made}),
         loss_type=", ".join(trainer.loss_types),
         # What was trained with, which is less than what was asked for where the data has no image.
         text=trainer.term_weights.get("text", 0),

@@ -38,7 +38,8 @@ class MFPOTrainer(DPOTrainer):
     are DPOTrainer's.
 
     Rows are TRL's preference rows with `image` or `images`, and optionally `rejected_image(s)`, the dispreferred images,
-    or `key_regions`, where to make them (`mfpo_trl.regions` says in which forms).
+    or `key_regions`, where to make them (`mfpo_trl.regions` says in which forms), and `corruption`, how (the recipe that
+    `mfpo build` writes).
 
     Example:
 
