@@ -35,7 +35,7 @@ CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"MFPO, {name}": ("MFPO", {"corruption_kwargs": {"step": 500, "schedule": name}}) for name in SCHEDULES
     },
     "learning rate": {
-        f"{method}, {rate:.0e}": (method, {"learning_rate": rate}) for method in METHODS for rate in RATES
+        f"{method}, {rate:.0e}": (method, {"learning_rate": rate}) for method in ("DPO", "MFPO") for rate in RATES
     },
 }
 """For each choice the candidates by name: a method of the demo, and what it trains with instead of the demo's setting."""
