@@ -4,9 +4,11 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from datasets import Dataset, Image, List, Value, concatenate_datasets, load_dataset, load_from_disk
+from PIL import Image as PILImage
 from test_trainer import CPU
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, train
@@ -236,16 +238,29 @@ BUILDS = {
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """One image with a box, one without, two with a box in the second; every prompt and size its own."""
+    """A photo on its side with a box; a transparent picture without one; a grey one of 16 bits beside a palette with a box,
+    under a conversation."""
     folder = tmp_path_factory.mktemp("source")
-    boxes = [[[[5, 5, 25, 20]]], [], [[], [[0, 3, 12, 30]]]]
-    with (folder / "rows.jsonl").open("w") as file:
-        for n, own in enumerate(boxes):
-            names = [f"{n}-{k}.png" for k in range(max(1, len(own)))]
-            for name in names:
-                tiny.picture(n, 60 + n, 50).save(folder / name)
-            answers = {"prompt": f"What is {n}?", "chosen": "A red car.", "rejected": "A cat."}
-            file.write(json.dumps({"images": names, **answers, "key_regions": own}) + "\n")
+    pictures = {f"{n}.png": tiny.picture(n, 60 + n, 50) for n in range(4)}
+    orientation = PILImage.Exif()
+    orientation[0x0112] = 6
+    pictures["0.png"].save(folder / "side.jpg", exif=orientation, quality=95)
+    pictures["1.png"].putalpha(128)
+    grey = np.asarray(pictures["2.png"].convert("L")).astype(np.uint16) * 200
+    pictures |= {"2.png": PILImage.fromarray(grey), "3.png": pictures["3.png"].quantize(16)}
+    for name, picture in pictures.items():
+        picture.save(folder / name)
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image> and <image>: what are they?"},
+    ]
+    rows = [
+        {"images": ["side.jpg"], "prompt": "What is 0?", "key_regions": [[[5, 5, 25, 20]]]},
+        {"images": ["1.png"], "prompt": "What is 1?"},
+        {"images": ["2.png", "3.png"], "prompt": talk, "key_regions": [[], [[0, 3, 12, 30]]]},
+    ]
+    lines = [json.dumps({**row, "chosen": "A red car.", "rejected": "A cat."}) for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
     return folder / "rows.jsonl"
 
 
