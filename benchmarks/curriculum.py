@@ -22,7 +22,6 @@ from transformers import set_seed
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.demo import story
 from mfpo_trl.demo.alignment import CORRUPTION, shared_settings, train_student
-from mfpo_trl.demo.pairs import preference_pairs
 from mfpo_trl.demo.progress import only_our_bars
 from mfpo_trl.demo.scenes import make_scenes
 from mfpo_trl.demo.scoring import score_captions
@@ -62,9 +61,7 @@ def measure(folder: Path, seed: int, orders: list[str], plan: story.Plan) -> dic
     processor = build_processor()
     test = make_scenes(plan.scenes_to_test, story.world_seed(seed, story.SCENES_TO_TEST), story.NONE)
     base, _ = story.train_base(processor, folder / "base", plan, seed)
-    scenes = make_scenes(plan.scenes_to_prefer, story.world_seed(seed, story.SCENES_TO_PREFER), story.NONE)
-    set_seed(seed)
-    pairs = preference_pairs(base, processor, scenes, plan.most_pairs)
+    pairs = story.draw_pairs(base, processor, plan, seed)
 
     def scored(model: torch.nn.Module, **more: int) -> dict[str, float]:
         captions = story.caption_scenes(model, processor, test)

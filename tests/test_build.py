@@ -96,11 +96,11 @@ def test_rows_of_a_built_data_set(source, built):
 
 
 def test_a_built_data_set_trains_as_it_is(built, tmp_path):
-    """With its stored dispreferred images, and with those that the collator makes of its regions."""
+    """With its stored dispreferred images, and with those that the collator makes by its recipes."""
     data = load_dataset(str(built), split="train")
     losses = []
     for rows in (data, data.remove_columns("rejected_images")):
-        args = MFPOConfig(output_dir=str(tmp_path), **{**CPU, "max_steps": 2}, corruption_kwargs={"resolution": 336})
+        args = MFPOConfig(output_dir=str(tmp_path), **{**CPU, "max_steps": 2})
         trainer = MFPOTrainer(tiny.model(1), tiny.model(), args, train_dataset=rows, processing_class=tiny.processor())
         trainer.train()
         losses.append([line["loss/image"] for line in trainer.state.log_history if "loss" in line])

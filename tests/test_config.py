@@ -26,12 +26,12 @@ def test_defaults(tmp_path):
     assert (found.anchor_margin, found.image_beta, found.corruption, found.corruption_kwargs) == (
         0,
         None,
-        "diffusion",
+        "auto",
         {},
     )
     assert (found.corruption_region, found.corruption_seed, found.add_eos, found.prefix_sharing) == (
         "auto",
-        0,
+        None,
         True,
         "auto",
     )
@@ -50,6 +50,12 @@ def test_defaults(tmp_path):
         ({"corruption_kwargs": {"schedule": "sigmoid"}}, "unknown noise schedule 'sigmoid'"),
         ({"corruption_kwargs": {"steps": 5}}, "did you mean 'step'"),
         ({"corruption": "swap", "corruption_kwargs": {"donor": 1}}, "swap. takes another row"),
+        ({"corruption_kwargs": {"donor": 1}}, "swap. takes another row"),
+        ({"corruption_kwargs": {"sigma": 2}}, "above 0 and at most 1, found 2"),
+        ({"corruption_kwargs": {"scale": {"low": 0, "high": 1}}}, "corruption 'crop' cannot use"),
+        ({"corruption_kwargs": {"step": 5, "sigma": 0.1}}, "no corruption has all of the options step, sigma"),
+        ({"corruption": "blur", "corruption_kwargs": {"step": 5}}, "corruption 'blur' has no option 'step'"),
+        ({"corruption_seed": 0.5}, "corruption_seed is 0.5; expected a whole number"),
         ({"corruption_region": "everywhere"}, "expected .*'auto', 'global', 'random', 'key'"),
         ({"prefix_sharing": "yes"}, "expected .*'auto', 'on', 'off'"),
     ],
@@ -66,6 +72,7 @@ def test_plain_dpo_config_keeps_every_setting(tmp_path):
         if hasattr(plain, field.name):
             assert getattr(found, field.name) == getattr(plain, field.name), field.name
     assert found.term_weights == {"text": 1.0, "image": 1.0, "anchor": 1.0} and found.corruption_kwargs == {}
+    assert (found.corruption, found.corruption_seed) == ("auto", None)
     assert found.distributed_state is plain.distributed_state
 
 

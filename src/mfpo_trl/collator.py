@@ -20,9 +20,10 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 from ._trl import NumberedRows
 from .batches import LAYOUTS, Branch, EncodedPrompt
 from .config import MFPOConfig
-from .dispreferred import DispreferredImages, check_rejected_images
+from .dispreferred import AUTO, DispreferredImages, check_rejected_images
 from .losses import BRANCHES
 from .packing import FLAT
+from .row_recipes import some_row_swaps
 from .rows import IMAGE_COLUMNS, REFERENCE, enlarged, load_images, row_error, row_name, same_answer
 from .validation import checked_texts, has_images, image_tokens, rows_with_images
 
@@ -200,29 +201,21 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
     Args:
         args: names the branches, the corruption and the lengths.
         processor: of the model.
-        dataset: the training data, whose rows give their images to `corruption="swap"`.
+        dataset: the training data, whose rows give their images to the corruption `swap`.
         layout: a key of `mfpo_trl.batches.LAYOUTS`.
 
     Raises:
         ValueError: images are to be swapped in a stream.
     """
-    donors = None
-    if args.corruption == "swap":
-        if not isinstance(dataset, Dataset):
-            raise ValueError(
-                "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
-                "map-style data set, or fill 'rejected_images' yourself"
-            )
-        if has_images(dataset):
-            donors = _Donors(NumberedRows.of(dataset), rows_with_images(dataset))
-    dispreferred = DispreferredImages(
-        corruption=args.corruption,
-        kwargs=args.corruption_kwargs,
-        region=args.corruption_region,
-        seed=args.corruption_seed,
-        resolution=model_resolution(processor),
-        donors=donors,
-    )
+    dispreferred = DispreferredImages.of(args, model_resolution(processor))
+    if args.corruption == "swap" and not isinstance(dataset, Dataset):
+        raise ValueError(
+            "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
+            "map-style data set, or fill 'rejected_images' yourself"
+        )
+    swaps = args.corruption == "swap" or (args.corruption == AUTO and some_row_swaps(dataset))
+    if swaps and has_images(dataset):
+        dispreferred.donors = _Donors(NumberedRows.of(dataset), rows_with_images(dataset))
     return MFPOCollator(
         processor=processor,
         branches=args.branches,

@@ -7,10 +7,10 @@ from typing import Any
 
 from trl import DPOConfig
 
-from .corruptions import check_corruption
+from .corruptions import check_corruption, check_some_corruption
+from .dispreferred import AUTO, REGION_CHOICES
 from .losses import TERMS, branches_read
 
-REGION_CHOICES = ("auto", "global", "random", "key")
 PREFIX_SHARING_CHOICES = ("auto", "on", "off")
 CURRICULUM_CHOICES = {
     "curriculum": ("none", "staged", "sorted", "anti"),
@@ -36,14 +36,16 @@ class MFPOConfig(DPOConfig):
             `text_loss_weight=0` TRL's loss does not run, and the metrics that it logs are not there.
         anchor_margin: eta of `L_margin` (delta in mDPO), in units of reward.
         image_beta: beta of the image and anchor terms; `beta` when None.
-        corruption: how the dispreferred image is made for a row that has no `rejected_images`: `diffusion`, `crop`,
-            `mean`, `black`, `blur` or `swap` (another row's image); with `none` every row has to bring its own.
+        corruption: how the dispreferred image is made for a row that has no `rejected_images`: `auto` (by the row's own
+            recipe, which `mfpo build` writes into its column `corruption`, else by `diffusion`), or for all rows `diffusion`,
+            `crop`, `mean`, `black`, `blur` or `swap` (another row's image); with `none` every row has to bring its own.
         corruption_kwargs: options of that corruption, for example `{"step": 500, "schedule": "vcd_sigmoid"}` or
-            `{"scale": [0.01, 0.2]}`.
-        corruption_region: where: `auto` (the row's `key_regions`, else the whole image), `global` (the whole image),
-            `random` (a rectangle of 20 % of the area), `key` (the row's `key_regions`; a row without is an error).
+            `{"scale": [0.01, 0.2]}`; with `auto` they change these options of the row's recipe.
+        corruption_region: where: `auto` (as the row's recipe says, else the row's `key_regions`, else the whole image),
+            `global` (the whole image), `random` (a rectangle of 20 % of the area), `key` (the row's `key_regions`; a row
+            without is an error).
         corruption_seed: the dispreferred image depends on this and on the row's image and prompt (`swap`: also on the other
-            rows of the data set), never on order, worker or rank.
+            rows of the data set), never on order, worker or rank; None: that of the row's recipe with `auto`, else 0.
         add_eos: score the end of every completion, also where the chat template writes none. The only default that makes
             a number differ from DPOTrainer's when the other weights are 0.
         prefix_sharing: whether branches that share image and prompt share a row: `auto` (where the model can), `on` (an error
@@ -82,10 +84,10 @@ class MFPOConfig(DPOConfig):
         default=None, metadata={"help": "Beta of the image and anchor terms; `beta` when not set."}
     )
     corruption: str = field(
-        default="diffusion",
+        default=AUTO,
         metadata={
-            "help": "How dispreferred images are made for rows without `rejected_images`: `diffusion`, `crop`, `mean`, "
-            "`black`, `blur` or `swap`, or not at all: `none`."
+            "help": "How dispreferred images are made for rows without `rejected_images`: `auto` (the row's own recipe, else "
+            "`diffusion`), `diffusion`, `crop`, `mean`, `black`, `blur` or `swap`, or not at all: `none`."
         },
     )
     corruption_kwargs: dict[str, Any] | str | None = field(
@@ -99,7 +101,9 @@ class MFPOConfig(DPOConfig):
             "choices": REGION_CHOICES,
         },
     )
-    corruption_seed: int = field(default=0, metadata={"help": "Seed of the dispreferred images."})
+    corruption_seed: int | None = field(
+        default=None, metadata={"help": "Seed of the dispreferred images; if unset, that of the row's recipe, else 0."}
+    )
     add_eos: bool = field(
         default=True,
         metadata={"help": "Score the end of every completion, also where the chat template writes none."},
@@ -185,7 +189,13 @@ class MFPOConfig(DPOConfig):
         self._check_curriculum()
         if "donor" in self.corruption_kwargs:
             raise ValueError("corruption_kwargs cannot name a 'donor': `swap` takes another row of the data set")
-        check_corruption(self.corruption, self.corruption_kwargs)
+        seed = self.corruption_seed
+        whole = seed is None or (isinstance(seed, int) and not isinstance(seed, bool))
+        _check(whole, "corruption_seed", seed, "a whole number")
+        if self.corruption == AUTO:
+            check_some_corruption(self.corruption_kwargs)
+        else:
+            check_corruption(self.corruption, self.corruption_kwargs)
 
     def _check_curriculum(self) -> None:
         for name, choices in CURRICULUM_CHOICES.items():

@@ -17,6 +17,9 @@ from PIL import Image, ImageFilter
 
 NOISE_STEPS = 1000
 
+USUAL_RESOLUTION = 336
+"""Shorter side, in pixels, at which LLaVA-1.5 sees an image: that of the noise where no model is known."""
+
 
 def _sigmoid_betas() -> torch.Tensor:
     return torch.sigmoid(torch.linspace(-6, 6, NOISE_STEPS)) * (5e-3 - 1e-5) + 1e-5
@@ -194,8 +197,24 @@ def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     try:
         CORRUPTIONS[name](image, np.ones((8, 8), dtype=bool), np.random.default_rng(0), **{**kwargs, **donor})
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"corruption {name!r} cannot use {dict(kwargs)}: {error}") from error
+
+
+def check_some_corruption(kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that no corruption takes, with the nearest known name where one is unknown."""
+    options = {name: corruption_defaults(name) for name in CORRUPTIONS}
+    known = dict.fromkeys(key for own in options.values() for key in own)
+    for key in kwargs:
+        if key not in known:
+            raise ValueError(f"no corruption has an option {key!r}{_nearest(key, known)}")
+    errors = []
+    for name in (name for name, own in options.items() if set(kwargs) <= set(own)):
+        try:
+            return check_corruption(name, kwargs)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0] if errors else ValueError(f"no corruption has all of the options {', '.join(kwargs)}")
 
 
 def _check_options(name: str, kwargs: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What is written beside the weights."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
@@ -9,8 +9,10 @@ from huggingface_hub import ModelCard
 from ._trl import has_vision_data, method_of
 from .card_curves import write_curves
 from .card_facts import describe_training, describe_versions
+from .card_images import describe_corruption, used_in
 from .card_scores import Scores, describe_scores, evaluation_results, read_scores
-from .corruptions import NO_CORRUPTION, corruption_defaults
+from .corruptions import NO_CORRUPTION
+from .dispreferred import AUTO
 from .markdown import hub_id, plain
 from .papers import DPO_CITATION, MDPO_CITATION, MFPO_CITATION, TRL_CITATION
 
@@ -139,6 +141,7 @@ def card_text(
         scores: what benchmarks measured.
     """
     args = trainer.args
+    made = used_in(trainer)
     base = hub_id(getattr(trainer.model.config, "_name_or_path", ""))
     own, own_citation = describe_subclass(*method_of(trainer))
     return TEXT.format(
@@ -147,7 +150,7 @@ def card_text(
         data=describe_dataset(trainer.train_dataset, dataset_name),
         badges=badges,
         own=own,
-        method=method_name(trainer.term_weights, args.corruption),
+        method=method_name(trainer.term_weights, {AUTO} if made is None else {own.corruption for own, _ in made}),
         loss_type=", ".join(trainer.loss_types),
         # What was trained with, which is less than what was asked for where the data has no image.
         text=trainer.term_weights.get("text", 0),
@@ -162,7 +165,7 @@ def card_text(
         beta=args.beta,
         image_beta=trainer.image_beta,
         eos="always scored" if args.add_eos else "scored only where the chat template writes it",
-        corruption=describe_corruption(args, trainer.term_weights),
+        corruption=describe_corruption(trainer, made),
         curriculum=describe_curriculum(trainer),
         training=describe_training(trainer),
         curves=f"![{CURVES_IN_WORDS}]({picture})\n\n" if picture else "",
@@ -183,16 +186,16 @@ def _licence(tags: Sequence[str] | None) -> str | None:
     return named[0] if named else None
 
 
-def method_name(term_weights: Mapping[str, float], corruption: str) -> str:
-    """What the literature calls these terms."""
+def method_name(term_weights: Mapping[str, float], corruptions: Set[str]) -> str:
+    """What the literature calls these terms with these corruptions."""
     terms = set(term_weights)
     if terms == {"text"}:
         return "**Direct Preference Optimization** (DPO)"
     if "image" not in terms:
         return "**DPO with an anchored reward**"
-    if terms == {"text", "image"} and corruption == NO_CORRUPTION:
+    if terms == {"text", "image"} and corruptions <= {NO_CORRUPTION}:
         return "**rDPO** (arXiv 2502.13146)"
-    if terms == {"text", "image", "anchor"} and corruption == "crop":
+    if terms == {"text", "image", "anchor"} and corruptions == {"crop"}:
         return "**mDPO**"
     return "**Modality-Fair Preference Optimization** (MFPO)"
 
@@ -212,28 +215,6 @@ def describe_subclass(name: str, paper: Mapping[str, str]) -> tuple[str, str]:
         return f"**{plain(name)}**, built on ", ""
     citation = f"{plain(name)}:\n\n```bibtex\n{paper['citation']}\n```\n\n" if paper.get("citation") else ""
     return f"**{plain(name)}**{about}, built on ", citation
-
-
-def describe_corruption(args: Any, term_weights: Mapping[str, float]) -> str:
-    """One or two sentences on where the dispreferred images come from."""
-    if "image" not in term_weights:
-        return "None: the image term has no weight, or the data set no image."
-    regions = {
-        "auto": "the row's key regions, or the whole image where a row has none",
-        "global": "the whole image",
-        "random": "a random rectangle of 20 % of the image",
-        "key": "the row's key regions",
-    }
-    options = {**corruption_defaults(args.corruption), **args.corruption_kwargs}
-    options = "".join(
-        f", {key} = {value}" for key, value in options.items() if isinstance(value, str | int | float | list | tuple)
-    )
-    if args.corruption == NO_CORRUPTION:
-        return "The data set's `rejected_images`."
-    return (
-        f"The data set's `rejected_images` where a row has them; otherwise `{args.corruption}`{options}, inside "
-        f"{regions[args.corruption_region]}; seed {args.corruption_seed}."
-    )
 
 
 def describe_curriculum(trainer: "MFPOTrainer") -> str:

@@ -1,7 +1,7 @@
 """Reference log-probabilities of a whole data set: computed in one pass, kept beside the data set's cache, used again."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from .reference_cache import (
     text_digest,
     weights_digest,
 )
+from .row_recipes import used_recipes
 from .rows import ROW_NUMBER
 from .validation import is_stored
 
@@ -261,8 +262,9 @@ def _reference_weights(trainer: Any) -> tuple[nn.Module, list[str]]:
 def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str]]) -> dict[str, str]:
     """Everything that the values depend on; a change is told by these names."""
     args, processor, collator = trainer.args, trainer.processing_class, trainer.data_collator
-    images = collator.dispreferred
-    donors = trainer.train_dataset._fingerprint if images.corruption == "swap" else None
+    reads = "corrupted" in collator.branches
+    made = [recipe for recipe, _ in used_recipes(collator.dispreferred, dataset)] if reads else []
+    donors = trainer.train_dataset._fingerprint if "swap" in {recipe.corruption for recipe in made} else None
     model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
     adapter = getattr(model, "peft_config", {}).get("ref")
     return {
@@ -275,10 +277,10 @@ def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str
         "adapter config": settings_digest(adapter and lasting(adapter.to_dict())),
         "processor": processor_digest(processor),
         "chat template": text_digest(str(processor.chat_template)),
-        "corruption": images.corruption,
-        "corruption_kwargs": json.dumps(dict(images.kwargs), sort_keys=True, default=str),
-        "corruption_region": images.region,
-        "corruption_seed": str(images.seed),
+        "corruption": _all(recipe.corruption for recipe in made),
+        "corruption_kwargs": _all(json.dumps(dict(recipe.kwargs), sort_keys=True) for recipe in made),
+        "corruption_region": _all(recipe.region for recipe in made),
+        "corruption_seed": _all(str(recipe.seed) for recipe in made),
         "images to swap in": str(donors),
         "max_length": str(args.max_length),
         "add_eos": str(args.add_eos),
@@ -287,3 +289,9 @@ def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
         "format": str(FORMAT),
     }
+
+
+def _all(values: Iterable[str]) -> str:
+    """The different values in one text; a short name of them where they are many."""
+    text = " | ".join(sorted(set(values)))
+    return text if len(text) < 300 else text_digest(text)

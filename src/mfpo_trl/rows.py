@@ -18,7 +18,20 @@ REFERENCE = "ref_rows"
 
 IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
 
-COLUMNS = ("prompt", "chosen", "rejected", *IMAGE_COLUMNS, "key_regions", "tools", "chat_template_kwargs", ROW_NUMBER)
+RECIPE = "corruption"
+"""The column that says how a row's dispreferred images are made; `mfpo build` writes it."""
+
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    *IMAGE_COLUMNS,
+    "key_regions",
+    RECIPE,
+    "tools",
+    "chat_template_kwargs",
+    ROW_NUMBER,
+)
 """The columns that the collator reads; every other one is dropped before the rows are fetched."""
 
 SMALLEST_SIDE = 4

@@ -22,6 +22,7 @@ from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
 from .pushing import push_checkpoint, push_model, tokens_hidden
 from .reference import VALUES, References, score_reference
+from .row_recipes import check_recipes
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
 from .staged import Curriculum
@@ -38,7 +39,8 @@ class MFPOTrainer(DPOTrainer):
     are DPOTrainer's.
 
     Rows are TRL's preference rows with `image` or `images`, and optionally `rejected_image(s)`, the dispreferred images,
-    or `key_regions`, where to make them (`mfpo_trl.regions` says in which forms).
+    or `key_regions`, where to make them (`mfpo_trl.regions` says in which forms), and `corruption`, how (the recipe that
+    `mfpo build` writes).
 
     Example:
 
@@ -92,6 +94,8 @@ class MFPOTrainer(DPOTrainer):
         check_arguments(args, datasets, data_collator, cached, compute_metrics)
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
+        if data_collator is None:
+            check_recipes(args, datasets)
         if args.accelerator_config.dispatch_batches is None and has_image_column(train_dataset):
             # Sent from rank 0, the tensors of a stream's batch are cut to the length of the first one.
             args.accelerator_config.dispatch_batches = False

@@ -124,12 +124,22 @@ def rows_with_images(dataset: Dataset) -> np.ndarray:
 
 def rows_without_regions(dataset: Dataset) -> int:
     """How many rows with an image have neither `key_regions` nor dispreferred images of their own."""
+    return int(_with_image_but_without(dataset, {"key_regions", "rejected_image", "rejected_images"}).sum())
+
+
+def rows_to_corrupt(dataset: Dataset) -> np.ndarray:
+    """Which rows have an image and no dispreferred one of their own, (rows,) bool."""
+    return _with_image_but_without(dataset, {"rejected_image", "rejected_images"})
+
+
+def _with_image_but_without(dataset: Dataset, columns: set[str]) -> np.ndarray:
+    """Which rows hold an image, and nothing in these columns, (rows,) bool."""
     bare = np.zeros(len(dataset), dtype=bool)
     bare[rows_with_images(dataset)] = True
-    for column in {"key_regions", "rejected_image", "rejected_images"} & set(dataset.column_names):
+    for column in columns & set(dataset.column_names):
         batches = dataset.select_columns(column).with_format("arrow").iter(1000)
         bare &= ~np.concatenate([_holds_anything(batch.column(0)) for batch in batches])
-    return int(bare.sum())
+    return bare
 
 
 def _holds_anything(values: pa.ChunkedArray) -> np.ndarray:

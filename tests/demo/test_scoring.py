@@ -20,12 +20,23 @@ def test_scores_by_hand():
     assert scores.chair_i == pytest.approx(2 / 5)
     assert scores.coverage == pytest.approx(3 / 5)
     assert scores.words == pytest.approx(16 / 3)
+    assert scores.f1 == pytest.approx(2 * 0.6 * 0.6 / (0.6 + 0.6))
     assert (scores.chair_s_low, scores.chair_s_high) == wilson_interval(1, 3)
 
 
 def test_captions_without_any_object_do_not_divide_by_zero():
     scores = score_captions(["."], [["red circle"]])
-    assert (scores.chair_s, scores.chair_i, scores.coverage, scores.words) == (0, 0, 0, 0)
+    assert (scores.chair_s, scores.chair_i, scores.coverage, scores.words, scores.f1) == (0, 0, 0, 0, 0)
+
+
+def test_naming_less_does_not_raise_f1():
+    """One caption names two of three objects, rightly; the other one more, and one that is absent: precision 1 and 3/4, coverage
+    2/3 and 1."""
+    truth = ["red circle", "blue square", "green cross"]
+    less = score_captions(["a red circle , a blue square ."], [truth])
+    more = score_captions(["a red circle , a blue square , a green cross , a red cross ."], [truth])
+    assert (less.f1, more.f1) == pytest.approx((2 * 2 / 3 / (1 + 2 / 3), 2 * 3 / 4 / (1 + 3 / 4)))
+    assert less.chair_s < more.chair_s and less.f1 < more.f1
 
 
 @pytest.mark.parametrize("captions", [[], ["a red circle ."]])

@@ -48,5 +48,5 @@ def test_models_can_be_loaded_and_nothing_is_pickled(story, name):
 
 
 def test_no_two_worlds_share_a_seed():
-    seeds = [world_seed(seed, part) for seed in range(50) for part in range(4)]
+    seeds = [world_seed(seed, part) for seed in range(50) for part in range(5)]
     assert len(set(seeds)) == len(seeds)

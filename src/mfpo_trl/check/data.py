@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..config import MFPOConfig
+from ..dispreferred import AUTO, DispreferredImages
+from ..row_recipes import overruled, used_recipes
 from ..rows import COLUMNS, ROW_NUMBER
 from .rows import Look
 from .table import OK, PROBLEM, WARNING, Finding, some
@@ -38,6 +40,25 @@ def columns(dataset: Any) -> Finding:
     advice = [f"column {name!r} is not read; rename it to {right!r}" for name, right in misspelt.items()]
     advice += [f"there is no column {name!r}; every row needs 'chosen' and 'rejected'" for name in missing]
     return Finding("columns", PROBLEM if advice else OK, value, "; ".join(advice), details)
+
+
+def recipes(dataset: Any, training: MFPOConfig) -> list[Finding]:
+    """How dispreferred images are made, over all rows: by which recipes, and whether `training` overrules those of the rows."""
+    if "corrupted" not in training.branches:
+        return []
+    images = DispreferredImages.of(training)
+    used = used_recipes(images, dataset)
+    details = {"used": None if used is None else [{"recipe": str(recipe), "rows": rows} for recipe, rows in used]}
+    if used is None:
+        value = f"each row's own recipe, or without one {images.recipe({})}"
+    else:
+        value = some([f"{recipe}" + (f" ({rows} rows)" if rows else "") for recipe, rows in used]) or "none to make"
+    if won := overruled(images, "the data set", dataset):
+        asked = ", ".join(images.asked)
+        value += f"\n{asked}: wins over the rows' own recipes in {won}"
+        advice = f"leave out {asked} (corruption: {AUTO}) to train on what the rows were built for"
+        return [Finding("corruption", WARNING, value, advice, {**details, "overruled": won})]
+    return [Finding("corruption", OK, value, details=details)]
 
 
 def findings(

@@ -55,6 +55,7 @@ class Preflight:
         yield from _tried("processor", self._process, "its files belong beside those of the model", name)
         yield from _tried("data set", self._load, "check dataset_name, dataset_config and dataset_train_split")
         if self.dataset is not None:
+            yield from _tried("corruption", self._recipes, "mend the column or name a corruption for all rows")
             yield from _tried("rows", self._look, "mend the data set or the fields of the corruption")
         yield from of_model
         if self.adapted:
@@ -83,6 +84,9 @@ class Preflight:
     def _lay_out(self) -> list[Finding]:
         self.layout, finding = model.laid_out(self.model, self.training)
         return [finding]
+
+    def _recipes(self) -> list[Finding]:
+        return data.recipes(self.dataset, self.training)
 
     def _look(self) -> list[Finding]:
         looker = rows.Looker(self.training, self.processor, self.dataset)

@@ -1,6 +1,5 @@
 """What is shown of a preference row, whatever it is shown on: its images, its regions and its texts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from ..regions import region_mask, regions_per_image
 from ..rows import ROW_NUMBER, load_images, plain_text, row_error
 from .outlines import COLOURS, display_mask, displayed, fitted, outlined
 
-RECIPE = ("corruption", "kwargs", "region", "seed")
 CONTROL = {code: " " for code in (*range(10), *range(11, 32), *range(127, 160))}
 SIGNS = {"chosen": "+", "rejected": "-"}
 """What stands before the label of a text."""
@@ -47,18 +45,19 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
     """What is shown of a row.
 
     Args:
-        row: a preference row; without `rejected_images` they are made by its `corruption`, or as `MFPOConfig` does by
-            default where it has none.
+        row: a preference row; without `rejected_images` they are made as a training makes them that names no corruption:
+            by the row's own recipe, else by default.
         donors: the rows among which the corruption `swap` finds another image.
 
     Raises:
         ValueError: an image, a region or a recipe that cannot be used, naming the row.
     """
     # It needs PyTorch, which takes seconds to import.
+    from ..corruptions import USUAL_RESOLUTION
     from ..dispreferred import DispreferredImages
 
-    recipe, images = _recipe(row), load_images(row, "image") or []
-    making = DispreferredImages(**recipe, donors=donors)
+    images = load_images(row, "image") or []
+    making = DispreferredImages(resolution=lambda height, width: USUAL_RESOLUTION, donors=donors)
     own = load_images(row, "rejected_image") is not None
     others = making(row, images) if images or own else []
     try:
@@ -87,18 +86,6 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
     return Exhibit(name, pairs, _texts(row, making, own))
 
 
-def _recipe(row: Mapping[str, Any]) -> dict[str, Any]:
-    if row.get("corruption") is None:
-        return {}
-    try:
-        recipe = json.loads(row["corruption"])
-    except (TypeError, ValueError) as error:
-        raise row_error(row, "corruption", f"{str(row['corruption'])[:60]!r} is not JSON: {error}") from error
-    if not isinstance(recipe, dict) or "corruption" not in recipe or not set(recipe) <= set(RECIPE):
-        raise row_error(row, "corruption", f"found {str(recipe)[:80]}; expected 'corruption' and any of {RECIPE[1:]}")
-    return recipe
-
-
 def _region_words(position: int, region: Any) -> str:
     region = region if isinstance(region, Mapping) else {}
     score = f" ({region['score']:.2f})" if region.get("score") is not None else ""
@@ -106,8 +93,6 @@ def _region_words(position: int, region: Any) -> str:
 
 
 def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
-    from ..corruptions import NO_CORRUPTION
-
     texts = {
         name: _clean(plain_text(row.get(name))).strip() or "(no text)" for name in ("prompt", "chosen", "rejected")
     }
@@ -117,16 +102,26 @@ def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
     for name, form in (("difficulty", "{:.4g}"), ("stage", "{}")):
         if row.get(name) is not None:
             texts[name] = form.format(row[name])
-    if own and (row.get("corruption") is None or making.corruption == NO_CORRUPTION):
-        texts["corruption"] = "the row brings its dispreferred images"
-    else:
-        options = ", ".join(f"{key} {value}" for key, value in making.kwargs.items())
-        default = "; the default, since the row names none" if row.get("corruption") is None else ""
-        where = f"; region {making.region}" if making.region != "auto" else ""
-        texts["corruption"] = (
-            f"{making.corruption}{f': {options}' if options else ''}{where}; seed {making.seed}{default}"
-        )
+    texts["corruption"] = _corruption(row, making, own)
     return texts
+
+
+def _corruption(row: Mapping[str, Any], making: Any, own: bool) -> str:
+    """How the dispreferred images of a row are made, or were where it brings them."""
+    from ..corruptions import NO_CORRUPTION, USUAL_RESOLUTION
+    from ..dispreferred import row_recipe
+
+    try:
+        recipe = row_recipe(row)
+    except ValueError:
+        # Which nobody reads where the row brings its images.
+        recipe = None
+    if own and (recipe is None or recipe.corruption == NO_CORRUPTION):
+        return "the row brings its dispreferred images"
+    used = making.recipe(row)
+    grid = f"; noise for {USUAL_RESOLUTION} pixels, in training for what the model sees"
+    grid = grid if used.corruption == "diffusion" and "resolution" not in used.kwargs else ""
+    return f"{used}{grid}{'; the default, since the row names none' if recipe is None else ''}"
 
 
 def _clean(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..corruptions import check_corruption
+from ..corruptions import USUAL_RESOLUTION, check_corruption, corruption_defaults
 from ..dispreferred import DispreferredImages
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
@@ -58,7 +58,7 @@ class BuildOptions:
     corruption: str = "diffusion"
     schedule: str = "vcd_sigmoid"
     step: int = 500
-    resolution: int = 336
+    resolution: int = USUAL_RESOLUTION
     seed: int = 0
     materialize: bool = False
     difficulty: str | None = None
@@ -110,9 +110,9 @@ class BuildOptions:
 
     @property
     def corruption_kwargs(self) -> dict[str, Any]:
-        """Options of the corruption."""
+        """Options of the corruption, all of them, so that a row's recipe means the same under other defaults."""
         if self.corruption != "diffusion":
-            return {}
+            return corruption_defaults(self.corruption)
         return {"step": self.step, "schedule": self.schedule, "resolution": self.resolution}
 
     @property

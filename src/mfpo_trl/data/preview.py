@@ -12,7 +12,7 @@ from .page import write_page
 from .reading import image_bytes, read_masks
 from .sheet import draw_sheet
 
-EXTRA_COLUMNS = ("id", "keywords", "corruption", "difficulty", "stage")
+EXTRA_COLUMNS = ("id", "keywords", "difficulty", "stage")
 BATCH = 16
 """Rows that are in memory at once while the drawn ones are looked up."""
 

@@ -34,6 +34,13 @@ class CaptionScores:
     coverage: float
     words: float
 
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the named objects' precision, `1 - chair_i`, and their `coverage`: naming less lowers `chair_s`,
+        and does not raise this."""
+        precision = 1 - self.chair_i
+        return 2 * precision * self.coverage / (precision + self.coverage) if self.coverage else 0.0
+
 
 def mentions(caption: str) -> list[str]:
     """Objects that `caption` names, in its order, repeats kept."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
@@ -25,8 +26,9 @@ from .scoring import CaptionScores, score_captions
 from .tiny_model import build_model, build_processor
 
 MILD, FULL, NONE = 0.5, 1.0, 0.0
-# Worlds that share a seed of the demo must not share scenes.
-SCENES_TO_SEE, SCENES_TO_PRESUME, SCENES_TO_PREFER, SCENES_TO_TEST = range(4)
+# Worlds that share a seed of the demo must not share scenes. Settings are chosen (`benchmarks/demo_choices.py`) on scenes
+# that no demo is tested on.
+SCENES_TO_SEE, SCENES_TO_PRESUME, SCENES_TO_PREFER, SCENES_TO_TEST, SCENES_TO_CHOOSE = range(5)
 LINES_OF_SHEET = 8
 
 
@@ -113,9 +115,7 @@ def train_all(
     captions = {"base": caption_scenes(base, processor, test)}
 
     console.print("[bold]2/4[/] Its own hallucinated captions become the rejected answers.")
-    scenes = make_scenes(plan.scenes_to_prefer, world_seed(seed, SCENES_TO_PREFER), NONE)
-    set_seed(seed)
-    pairs = preference_pairs(base, processor, scenes, plan.most_pairs)
+    pairs = draw_pairs(base, processor, plan, seed)
     console.print(f"    {len(pairs)} pairs: the true caption against one that names what is not there.")
 
     console.print(f"[bold]3/4[/] {', '.join(methods)}: the same base, the same pairs, the same number of steps.")
@@ -166,6 +166,13 @@ def train_base(
     model.save_pretrained(base_dir)
     processor.save_pretrained(base_dir)
     return model, logs
+
+
+def draw_pairs(base: LlavaForConditionalGeneration, processor: LlavaProcessor, plan: Plan, seed: int) -> Dataset:
+    """The pairs that all students train on: the truth against what the base says when it hallucinates."""
+    scenes = make_scenes(plan.scenes_to_prefer, world_seed(seed, SCENES_TO_PREFER), NONE)
+    set_seed(seed)
+    return preference_pairs(base, processor, scenes, plan.most_pairs)
 
 
 def caption_scenes(model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: list[Scene]) -> list[str]:
