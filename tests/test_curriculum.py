@@ -10,6 +10,14 @@ from hypothesis import strategies as st
 from mfpo_trl.curriculum import by_length, make_plan, stages
 
 DIFFICULTY = np.array([3.0, 1.0, 2.0, 6.0, 5.0, 4.0, 9.0])
+NAMES = [
+    "14f8fb8d9b9cc60406e8cff5",
+    "f3ffc96994ab11724433b108",
+    "ce469b05511d81797a031b09",
+    "44b81ef928eac64fe7f398d5",
+    "f622d7e734715959ec0f2649",
+]
+"""Of the plans of `test_a_plan_keeps_its_name`."""
 
 
 def test_a_plan_by_hand():
@@ -75,6 +83,58 @@ def test_every_row_is_seen_as_often_as_asked(values, order, count, epochs, step_
 def test_fractions_of_an_epoch_are_seen_once_more_by_some():
     plan = make_plan(np.zeros(8, dtype=int), np.arange(8.0), "staged", [1.5], 4)
     assert sorted(Counter(plan.order).values()) == [1] * 4 + [2] * 4 and plan.stages[0].added == 0
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=40),
+    st.sampled_from(["staged", "sorted", "anti"]),
+    st.integers(1, 3),
+    st.lists(st.floats(0.05, 3.5), min_size=3, max_size=3),
+    st.integers(1, 9),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_no_row_is_ahead_of_another_by_two(values, order, count, epochs, step_rows, drop_last, seed):
+    """Whatever part of a pass is asked for and whatever fills or leaves out the last step: rows of a stage that were seen
+    less often come first."""
+    difficulties = np.array(values, dtype=float)
+    stage_of = stages(difficulties, count)
+    epochs = epochs[: len(set(stage_of.tolist()))]
+    try:
+        plan = make_plan(stage_of, difficulties, order, epochs, step_rows, drop_last, seed)
+    except ValueError as error:
+        assert "none is left of it" in str(error)
+        return
+    for stage in plan.stages:
+        assert len(stage.sequence) % step_rows == 0
+        seen = Counter(stage.sequence.tolist())
+        times = [seen[row] for row in stage.rows.tolist()]
+        assert sum(times) == len(stage.sequence) and max(times) - min(times) <= 1
+        asked = int(stage.epochs) * len(stage.rows) + round(stage.epochs % 1 * len(stage.rows))
+        assert len(stage.sequence) == asked + stage.added
+
+
+def test_what_fills_a_fraction_by_hand():
+    """Of eight rows half are asked for, and a step takes five: the fifth is one of the other four."""
+    for seed in range(20):
+        plan = make_plan(np.zeros(8, dtype=int), np.arange(8.0), "staged", [0.5], 5, seed=seed)
+        assert len(set(plan.order)) == 5 and plan.stages[0].added == 1
+
+
+def test_a_plan_keeps_its_name():
+    """A checkpoint is resumed by the digest of its plan: with whole epochs, and with a fraction that fills its steps."""
+    found = [
+        make_plan(stages(DIFFICULTY, 3), DIFFICULTY, order, epochs, 2, drop_last, 7).digest
+        for order, epochs, drop_last in (
+            ("staged", [1], False),
+            ("staged", [2, 1, 3], False),
+            ("sorted", [2], True),
+            ("anti", [2, 2, 4 / 3], False),
+            ("staged", [4 / 3, 1.5, 2.5], True),
+        )
+    ]
+    assert found == NAMES
 
 
 def test_orders_depend_on_the_seed_and_the_stage():

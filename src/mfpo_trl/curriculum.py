@@ -176,7 +176,10 @@ def _chunks(
     if drop_last or not total:
         return chunks or [rows[:0]], -(total % step_rows)
     missing = -total % step_rows
-    more = np.resize(rng.permutation(rows), missing)
+    again = rng.permutation(rows)
+    # Those that a part of a pass has left out come first, so that no row is ahead of another by two.
+    seen = np.isin(again, chunks[-1]) if rest else np.zeros(len(again), dtype=bool)
+    more = np.resize(np.concatenate([again[~seen], again[seen]]), missing)
     return [*chunks[:-1], np.concatenate([chunks[-1], more])], missing
 
 
