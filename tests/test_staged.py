@@ -1,5 +1,6 @@
 """A curriculum on the real trainer: which rows each optimizer step sees, resuming, and the reference of a stage."""
 
+import copy
 import json
 import math
 import os
@@ -15,11 +16,12 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset, Value
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig
 from test_trainer import CPU
 from transformers import BitsAndBytesConfig, TrainerCallback
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, reference, staged
+from mfpo_trl.collator import MFPOCollator
 from mfpo_trl.data.difficulty import build_difficulty
 
 DIFFICULTY = [(5 * n) % 13 + n / 100 for n in range(13)]
@@ -248,6 +250,7 @@ LORAS = {
     "dropout": (LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"]), {}),
     "embedding": (LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]), {}),
     "four bits": (LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), {"precompute_ref_log_probs": True}),
+    "adalora": (AdaLoraConfig(init_r=4, total_step=20, target_modules=["q_proj", "v_proj"]), {"learning_rate": 500}),
 }
 
 
@@ -256,7 +259,8 @@ def test_every_adapter_follows_its_policy(tmp_path, name, monkeypatch):
     """Rewards are 0 where a stage begins, and a run that goes on inside of a stage is one that never stopped."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     adapter, settings = LORAS[name]
-    settings |= {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.5}
+    stages = {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.5}
+    settings = stages | settings
     model = {}
     if name == "four bits":
         tiny.allow_four_bits()
@@ -270,6 +274,20 @@ def test_every_adapter_follows_its_policy(tmp_path, name, monkeypatch):
     again = trainer_of(tmp_path / "out", adapter=adapter, **settings, **model)
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert losses(again) == pytest.approx(losses(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("begin", [True, "pissa", "olora"])
+def test_a_new_reference_leaves_the_policy_as_it_was(tmp_path, begin):
+    """Adapters that begin with a part of the model's own weights too: where the second stage begins, the policy is the one of a
+    run that keeps its first reference."""
+    adapter = LoraConfig(r=4, init_lora_weights=begin, target_modules=["q_proj", "v_proj"])
+    found = []
+    for reference_of in ("initial", "stage"):
+        settings = {"curriculum_reference": reference_of, "curriculum_stages": 2, "learning_rate": 0.5}
+        trainer = trainer_of(tmp_path, data(4), adapter=copy.deepcopy(adapter), **settings)
+        trainer.train()
+        found.append([line["logps/chosen"] for line in trainer.state.log_history if "loss" in line])
+    assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], abs=1e-5)
 
 
 def test_rows_to_evaluate_on_follow_the_reference_too(tmp_path, monkeypatch):
@@ -350,14 +368,76 @@ def test_nll_is_that_of_the_build(tmp_path, monkeypatch):
     assert len(calls) == 3
 
 
-def test_margins_and_areas(tmp_path, monkeypatch):
+def straight_logp(model, row: dict, field: str) -> float:
+    """Of one answer from one call of the plain model by a plain processor, in nats."""
+    processor = tiny.processor()
+    prompt = f"USER: <image>\n{row['prompt'][0]['content']} ASSISTANT:"
+    inputs = processor(text=[prompt], images=row["images"], return_tensors="pt")
+    answer = processor.tokenizer(f" {row[field][0]['content']} </s>", add_special_tokens=False, return_tensors="pt")
+    tokens = torch.cat([inputs["input_ids"], answer["input_ids"]], dim=1)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=tokens, pixel_values=inputs["pixel_values"]).logits[0]
+    ids = answer["input_ids"][0]
+    return logits[-len(ids) - 1 : -1].log_softmax(dim=-1)[torch.arange(len(ids)), ids].sum().item()
+
+
+WEIGHTS = [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
+"""Of the text, image and anchor term."""
+
+
+@pytest.mark.parametrize("score", ["nll", "reference_margin"])
+def test_a_score_reads_its_branches_whatever_is_trained(tmp_path, score, monkeypatch):
+    """Every term alone and all of them, with and without the cache, with a reference of its own and with an adapter, and with a
+    collator of the caller's: the difficulty is that of plain logits."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = data(5, None)
-    trainer = trainer_of(
-        tmp_path, rows, kind=MFPOTrainer, precompute_ref_log_probs=True, curriculum_score="reference_margin"
+    rows = data(3, None)
+    chosen, rejected = (
+        np.array([straight_logp(tiny.model(1), row, field) for row in rows]) for field in ("chosen", "rejected")
     )
-    values = trainer.references.of(rows)
-    np.testing.assert_allclose(trainer.curriculum.plan.difficulties, values[:, 1] - values[:, 0], rtol=1e-6)
+    ids = [
+        tiny.tokenizer()(f" {row['chosen'][0]['content']} </s>", add_special_tokens=False)["input_ids"] for row in rows
+    ]
+    expected = rejected - chosen if score == "reference_margin" else -chosen / np.array(list(map(len, ids)))
+    for text, image, anchor in WEIGHTS:
+        settings = {**CPU, "max_steps": 1, "curriculum": "staged", "curriculum_stages": 1, "curriculum_score": score}
+        settings |= {"text_loss_weight": text, "image_loss_weight": image, "anchor_loss_weight": anchor}
+        branches = MFPOConfig("out", **settings).branches
+        adapter = {"model": tiny.model(1), "peft_config": LoraConfig(r=4, target_modules=["q_proj"])}
+        other = {"model": tiny.model(), "ref_model": tiny.model(1)}
+        collator = {"data_collator": MFPOCollator(tiny.processor(), branches=branches)}
+        for cached, given in (
+            (False, other),
+            (False, other | collator),
+            (False, adapter),
+            (True, other),
+            (True, adapter),
+        ):
+            args = MFPOConfig(output_dir=str(tmp_path / "out"), precompute_ref_log_probs=cached, **settings)
+            trainer = MFPOTrainer(
+                args=args, train_dataset=rows, processing_class=tiny.processor(), **copy.deepcopy(given)
+            )
+            np.testing.assert_allclose(trainer.curriculum.plan.difficulties, expected, rtol=1e-4)
+    trainer.train()
+    read = {name for name in ("chosen", "rejected", "corrupted") if name in trainer.data_collator.branches}
+    assert read == {"chosen", "corrupted"}  # what is trained stays what it was
+
+
+def test_a_score_needs_our_collator(tmp_path):
+    args = MFPOConfig(output_dir=str(tmp_path), **{**CPU, "curriculum": "staged"})
+    with pytest.raises(
+        ValueError, match="curriculum_score='nll' needs MFPOCollator; leave data_collator out, or give"
+    ):
+        MFPOTrainer(
+            model=tiny.model(),
+            ref_model=tiny.model(),
+            args=args,
+            train_dataset=data(3, None),
+            data_collator=lambda rows: {},
+            processing_class=tiny.processor(),
+        )
+
+
+def test_areas_of_regions(tmp_path):
     # Boxes of 16 x 16 pixels on pictures of (40 + n) x 32.
     boxed = data(4, None, key_regions=lambda n: [tiny.boxes(n), [], tiny.boxes(n), None][n], features=tiny.BOXES)
     trainer = trainer_of(tmp_path, boxed, kind=MFPOTrainer, curriculum_score="mask_area", curriculum_stages=2)

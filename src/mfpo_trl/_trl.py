@@ -1,16 +1,18 @@
 """The only file that knows what TRL, transformers and datasets keep private, and the contract that they must meet."""
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import trl
 from datasets import Dataset, DatasetDict, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from PIL import UnidentifiedImageError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -268,7 +270,7 @@ def policy_to_reference(trainer: DPOTrainer) -> None:
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(policy.state_dict())
     elif isinstance(policy, PeftModel):
         if "ref" not in policy.peft_config:
-            policy.add_adapter("ref", policy.peft_config[policy.active_adapter])
+            policy.add_adapter("ref", _config_of_copy(policy.peft_config[policy.active_adapter]))
         pairs = dict(_adapter_pairs(policy))
         left = [name for name, value in policy.named_parameters() if value.requires_grad and name not in pairs]
         if left:
@@ -278,6 +280,23 @@ def policy_to_reference(trainer: DPOTrainer) -> None:
         for name, reference in pairs.items():
             reference.data = policy.get_parameter(name).data.clone()
         settle_reference_adapter(trainer)
+
+
+def _config_of_copy(config: PeftConfig) -> PeftConfig:
+    """The configuration of a frozen copy of an adapter."""
+    config = copy.copy(config)
+    # AdaLoRA takes a second adapter only where it is not to be trained.
+    config.inference_mode = True
+    if hasattr(config, "init_lora_weights"):
+        # PiSSA and its kin take what they begin with out of the model's own weights, which are the policy's too.
+        config.init_lora_weights = True
+    return config
+
+
+def trained_outside_of_adapter(policy: PeftModel) -> list[str]:
+    """The names of the parameters that are trained and do not belong to the active adapter."""
+    trained = (name for name, value in policy.named_parameters() if value.requires_grad)
+    return [name for name in trained if f".{policy.active_adapter}." not in f".{name}."]
 
 
 def settle_reference_adapter(trainer: DPOTrainer) -> None:
@@ -344,9 +363,11 @@ def load_full_weights(model: PreTrainedModel, folder: str) -> None:
 
     `save_pretrained` writes a LLaVA's weights under the names of its published checkpoints; `Trainer` reads them back by
     the names of the modules, finds none and goes on from the weights that it started with
-    (https://github.com/huggingface/transformers/issues/43701). `from_pretrained` knows both.
+    (https://github.com/huggingface/transformers/issues/43701). `from_pretrained` knows both. It reads all weights in one
+    precision: the widest of the model's, from which each goes back to its own.
     """
-    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    floats = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    saved = type(model).from_pretrained(folder, dtype=reduce(torch.promote_types, floats), use_safetensors=True)
     model.load_state_dict(saved.state_dict())
 
 

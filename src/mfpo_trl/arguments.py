@@ -6,13 +6,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftConfig
 from trl import DPOConfig
 
 from ._trl import model_id
 from .config import MFPOConfig
 from .pushing import check_strategy
 from .reference import check_cacheable
-from .staged import check_curriculum
+from .staged import check_curriculum, check_stage_arguments
 from .weights import refuse_pickles, safetensors_only
 
 
@@ -65,7 +66,12 @@ def loading(args: MFPOConfig, model: Any, ref_model: Any, has_adapter: bool, cac
 
 
 def check_arguments(
-    args: MFPOConfig, datasets: dict[str, Any], data_collator: Any, cached: bool, compute_metrics: Any = None
+    args: MFPOConfig,
+    datasets: dict[str, Any],
+    data_collator: Any,
+    cached: bool,
+    compute_metrics: Any = None,
+    adapter: PeftConfig | None = None,
 ) -> None:
     """What must go together, looked at before anything is loaded.
 
@@ -74,12 +80,19 @@ def check_arguments(
         data_collator: the caller's own, if any.
         cached: whether the reference's values of data with images are computed before training.
         compute_metrics: the caller's function of logits, if any.
+        adapter: the configuration of the policy's adapter, if it has one.
 
     Raises:
         ValueError: arguments that exclude each other.
     """
     check_strategy(args)
+    if args.sync_ref_model and args.precompute_ref_log_probs:
+        raise ValueError(
+            "sync_ref_model=True moves the reference while training, and precompute_ref_log_probs=True takes its values before; "
+            "set one of them to False"
+        )
     check_curriculum(args, datasets["train_dataset"])
+    check_stage_arguments(args, cached, adapter)
     if (args.model_init_kwargs or {}).get("use_safetensors", True) is False:
         raise ValueError(
             "model_init_kwargs has use_safetensors=False, and pickles are not loaded: they can run code; leave it out"

@@ -1,6 +1,7 @@
 """How hard the rows of a trainer's data are, and the order that follows from it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from . import _trl
+from .collator import MFPOCollator
 from .config import MFPOConfig
 from .curriculum import Plan, by_length, make_plan, stages
 from .reference import References
@@ -36,7 +38,7 @@ def read_difficulties(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
                 "which is computed where the column is missing"
             )
         logger.info(f"No difficulty in train_dataset: it is computed as {args.curriculum_score}.")
-        found = SCORES[args.curriculum_score](trainer)
+        found = SCORES[args.curriculum_score].difficulty(trainer)
     missing = ~np.isfinite(found)
     if missing.any():
         if args.curriculum_missing != "hard" or missing.all():
@@ -70,19 +72,33 @@ def _column(dataset: Dataset, name: str) -> np.ndarray | None:
     return None if np.isnan(found).all() else found
 
 
+def branches_ranked(args: MFPOConfig, dataset: Any) -> tuple[str, ...]:
+    """The branches that the reference scores in every row so that the rows can be ranked; none where their difficulty is
+    given."""
+    score = SCORES[args.curriculum_score]
+    given = args.curriculum == "none" or args.curriculum_column != "difficulty" or not score.reads
+    return () if given or _column(dataset, "difficulty") is not None else score.reads
+
+
 def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
-    """The reference's values of every row, by name; from the cache, which is filled where it is not."""
+    """The reference's values of every row, by name; from the cache, which is filled where it is not.
+
+    Raises:
+        ValueError: data without images, or with a collator that cannot be asked for the branches of a row.
+    """
+    dataset, score = trainer.train_dataset, f"curriculum_score={trainer.args.curriculum_score!r}"
     if not _trl.has_vision_data(trainer):
+        raise ValueError(f"{score} is computed for data with images only; give train_dataset a column 'difficulty'")
+    if not isinstance(trainer.data_collator, MFPOCollator):
         raise ValueError(
-            f"curriculum_score={trainer.args.curriculum_score!r} is computed for data with images only; give train_dataset a "
-            "column 'difficulty'"
+            f"{score} needs MFPOCollator; leave data_collator out, or give train_dataset a column 'difficulty'"
         )
     references = trainer.references
     if references is None:
         references = References(trainer)
-        references.add("train_dataset", trainer.train_dataset)
+        references.add("train_dataset", dataset, branches_ranked(trainer.args, dataset))
         references.release()
-    return dict(zip(VALUES, references.of(trainer.train_dataset).astype(np.float64).T, strict=True))
+    return dict(zip(VALUES, references.of(dataset).astype(np.float64).T, strict=True))
 
 
 def nll(trainer: Any) -> np.ndarray:
@@ -119,10 +135,18 @@ def _covered(row: Mapping[str, Any]) -> float:
     return float(covered) / sum(image.height * image.width for image in images)
 
 
-SCORES: dict[str, Callable[[Any], np.ndarray]] = {
-    "nll": nll,
-    "reference_margin": reference_margin,
-    "mask_area": mask_area,
+@dataclass(frozen=True)
+class Score:
+    """A measure of difficulty: the branches whose reference values it reads, and the difficulty of a trainer's rows."""
+
+    reads: tuple[str, ...]
+    difficulty: Callable[[Any], np.ndarray]
+
+
+SCORES = {
+    "nll": Score(("chosen",), nll),
+    "reference_margin": Score(("chosen", "rejected"), reference_margin),
+    "mask_area": Score((), mask_area),
 }
 
 

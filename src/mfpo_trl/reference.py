@@ -1,7 +1,8 @@
 """Reference log-probabilities of a whole data set: computed in one pass, kept beside the data set's cache, used again."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,13 +20,8 @@ from tqdm.auto import tqdm
 from ._trl import NumberedRows, Replay, placed
 from .branches import has_branch, of_pairs, split_batch
 from .checkpoints import ResumeError
-from .forward import unwrapped
-from .losses import BRANCHES
-from .reference_cache import (
-    FORMAT,
-    VALUES,
-    ReferenceCache,
-    cache_folder,
+from .digests import (
+    adapter_settings,
     files_digest,
     lasting,
     processor_digest,
@@ -33,6 +29,9 @@ from .reference_cache import (
     text_digest,
     weights_digest,
 )
+from .forward import unwrapped
+from .losses import BRANCHES
+from .reference_cache import FORMAT, VALUES, ReferenceCache, cache_folder
 from .row_recipes import used_recipes
 from .rows import ROW_NUMBER
 from .validation import is_stored
@@ -112,7 +111,7 @@ class References:
         return self._digests()
 
     def _digests(self) -> list[tuple[str, str]]:
-        return sorted(set(gather_object([weights_digest(*_reference_weights(self.trainer))])))
+        return sorted(set(gather_object([weights_digest(*_reference_model(self.trainer))])))
 
     def release(self) -> None:
         """Let go of a reference model that is no longer needed."""
@@ -131,18 +130,22 @@ class References:
         """The values at these places of the table, (B,) -> (B, 6), on the device of `places`."""
         return self._table[places.cpu()].to(places.device)
 
-    def add(self, name: str, dataset: Dataset) -> None:
+    def add(self, name: str, dataset: Dataset, also: Collection[str] = ()) -> None:
         """Take the values of a data set from the cache, or compute them on all ranks and write them there.
 
         Args:
             name: how to call it.
             dataset: a map-style data set.
+            also: branches that are scored whether or not a term reads them.
         """
         if self.first(dataset) is not None:
             # Evaluated on as well as trained on: a new stage needs all of its rows.
             self._whole.add(dataset._fingerprint)
             return
-        values = torch.from_numpy(self._cached(name, dataset))
+        collator = self.trainer.data_collator
+        if not set(also) <= set(collator.branches):
+            collator = replace(collator, branches=[own for own in BRANCHES if own in {*collator.branches, *also}])
+        values = torch.from_numpy(self._cached(name, dataset, collator))
         self._added[dataset._fingerprint] = name, dataset, len(self._table)
         self._table = torch.cat([self._table, values])
 
@@ -176,12 +179,15 @@ class References:
             own, places = dataset, slice(first, first + len(dataset))
             if dataset is self.trainer.train_dataset and dataset._fingerprint not in self._whole:
                 own, places = dataset.select(rows), first + rows
-            values = self._cached(f"{name}, stage {stage}", own, may_score=weights is None, expected=True)
+            collator = self.trainer.data_collator
+            values = self._cached(f"{name}, stage {stage}", own, collator, may_score=weights is None, expected=True)
             self._table[places] = torch.from_numpy(values)
         self.release()
 
-    def _cached(self, name: str, dataset: Dataset, may_score: bool = True, expected: bool = False) -> np.ndarray:
-        key = _key(self.trainer, dataset, name, self.weights)
+    def _cached(
+        self, name: str, dataset: Dataset, collator: Any, may_score: bool = True, expected: bool = False
+    ) -> np.ndarray:
+        key = _key(self.trainer, dataset, name, collator, self.weights)
         cache = ReferenceCache(cache_folder(dataset), key, len(dataset))
         # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
         missing, changes = _on_main(lambda: (cache.missing(), cache.changes()))
@@ -193,7 +199,7 @@ class References:
                 "resume from the checkpoint at the end of the stage before, from which they are computed again"
             )
         if missing:
-            results = self._score(name, dataset, missing)
+            results = self._score(name, dataset, collator, missing)
             if self.trainer.accelerator.is_main_process:
                 cache.store(results)
             else:
@@ -203,7 +209,9 @@ class References:
             logger.info(f"The reference of {name} is taken from {cache.folder}.")
         return _on_main(cache.read)
 
-    def _score(self, name: str, dataset: Dataset, rows: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _score(
+        self, name: str, dataset: Dataset, collator: Any, rows: list[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 6) of all."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         args = trainer.args
@@ -212,7 +220,7 @@ class References:
         loader = DataLoader(
             Subset(NumberedRows.of(dataset), rows),
             batch_size=args.precompute_ref_batch_size or size,
-            collate_fn=partial(_collate_numbered, trainer.data_collator),
+            collate_fn=partial(_collate_numbered, collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
         )
@@ -254,19 +262,24 @@ def _collate_numbered(collator: Any, examples: list[dict[str, Any]]) -> tuple[Te
     return torch.tensor([example[ROW_NUMBER] for example in examples]), collator(examples)
 
 
-def _reference_weights(trainer: Any) -> tuple[nn.Module, list[str]]:
+def _reference_model(trainer: Any) -> tuple[nn.Module, list[str]]:
+    """What the reference's values are read off, and the names of the adapters that are switched on then."""
     model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
-    return (unwrapped(model), list(model.peft_config)) if isinstance(model, PeftModel) else (model, [])
+    adapters = getattr(model, "peft_config", {})
+    # A policy's own adapter is switched off, or makes room for the copy of it that TRL scores with; the adapters that
+    # transformers has loaded into a model are part of it.
+    return model, [name for name in adapters if name == "ref" or not isinstance(model, PeftModel)]
 
 
-def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str]]) -> dict[str, str]:
+def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list[tuple[str, str]]) -> dict[str, str]:
     """Everything that the values depend on; a change is told by these names."""
-    args, processor, collator = trainer.args, trainer.processing_class, trainer.data_collator
+    args, processor = trainer.args, collator.processor
     reads = "corrupted" in collator.branches
     made = [recipe for recipe, _ in used_recipes(collator.dispreferred, dataset)] if reads else []
-    donors = trainer.train_dataset._fingerprint if "swap" in {recipe.corruption for recipe in made} else None
-    model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
-    adapter = getattr(model, "peft_config", {}).get("ref")
+    others = trainer.train_dataset
+    swaps = "swap" in {recipe.corruption for recipe in made}
+    donors = f"{others._fingerprint} {files_digest(others)}" if swaps else None
+    model, adapters = _reference_model(trainer)
     return {
         "dataset": name,
         "data": dataset._fingerprint,
@@ -274,7 +287,7 @@ def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str
         "model weights": " ".join(own for own, _ in weights),
         "model config": settings_digest(lasting(unwrapped(model).config.to_dict())),
         "adapter": " ".join(reference for _, reference in weights),
-        "adapter config": settings_digest(adapter and lasting(adapter.to_dict())),
+        "adapter config": settings_digest(adapter_settings(model, adapters)),
         "processor": processor_digest(processor),
         "chat template": text_digest(str(processor.chat_template)),
         "corruption": _all(recipe.corruption for recipe in made),
@@ -282,8 +295,8 @@ def _key(trainer: Any, dataset: Dataset, name: str, weights: list[tuple[str, str
         "corruption_region": _all(recipe.region for recipe in made),
         "corruption_seed": _all(str(recipe.seed) for recipe in made),
         "images to swap in": str(donors),
-        "max_length": str(args.max_length),
-        "add_eos": str(args.add_eos),
+        "max_length": str(collator.max_length),
+        "add_eos": str(collator.add_eos),
         "ld_alpha": str(args.ld_alpha),
         "branches": " ".join(collator.branches),
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",

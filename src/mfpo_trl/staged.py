@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import TrainerCallback, get_scheduler
 from transformers.trainer_callback import ExportableState
 
@@ -86,10 +86,17 @@ def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
         )
 
 
-def check_stage_reference(trainer: Any) -> None:
-    """Raise ValueError where the policy cannot become the reference at the end of a stage."""
-    args = trainer.args
-    if args.curriculum_reference == "initial":
+def check_stage_arguments(args: MFPOConfig, cached: bool, adapter: PeftConfig | None) -> None:
+    """What must hold of the arguments for the policy to become the reference at the end of a stage.
+
+    Args:
+        cached: whether the reference's values of data with images are computed before training.
+        adapter: the configuration of the policy's adapter, if it has one.
+
+    Raises:
+        ValueError: another setting that changes or compares references, or an adapter of which no copy can be kept.
+    """
+    if args.curriculum == "none" or args.curriculum_reference == "initial":
         return
     if args.sync_ref_model:
         raise ValueError("sync_ref_model=True and curriculum_reference='stage' both change the reference; choose one")
@@ -101,30 +108,59 @@ def check_stage_reference(trainer: Any) -> None:
             "stages cannot be compared by it; set metric_for_best_model to a metric that reads no reference, or leave "
             "load_best_model_at_end out"
         )
-    if args.precompute_ref_log_probs and trainer.references is None:
+    if args.precompute_ref_log_probs and not cached:
         raise ValueError(
             "curriculum_reference='stage' cannot change the log-probabilities that TRL computes before training for data "
             "without images; set precompute_ref_log_probs=False"
         )
-    if _copies_nothing(trainer):
+    if adapter is None:
+        return
+    bias = getattr(adapter, "bias", "none")
+    for obstacle, cause in (
+        (
+            adapter.is_prompt_learning,
+            f"the virtual tokens of {adapter.peft_type.value}; train an adapter inside of layers",
+        ),
+        (
+            isinstance(bias, str) and bias != "none",
+            f"bias={bias!r}, which trains biases of the model; set bias='none'",
+        ),
+    ):
+        if obstacle:
+            raise ValueError(
+                f"curriculum_reference='stage' keeps a frozen copy of the adapter as the reference, and there is none of {cause}"
+            )
+
+
+def check_stage_reference(trainer: Any) -> None:
+    """Raise ValueError where the policy cannot become the reference at the end of a stage."""
+    if trainer.args.curriculum_reference == "initial" or _copies_nothing(trainer):
         return
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError(
             "curriculum_reference='stage' copies the policy's weights into the reference, which is not done for the shards of "
             "DeepSpeed or FSDP; use plain data parallelism, or train all weights with precompute_ref_log_probs=True"
         )
-    if trainer.ref_model is None:
-        return
     if isinstance(trainer.model, PeftModel):
-        raise ValueError(
-            "curriculum_reference='stage' makes the adapter the reference; leave ref_model out, or train all weights"
-        )
-    shapes = [
-        {name: value.shape for name, value in trainer.accelerator.unwrap_model(model).named_parameters()}
-        for model in (trainer.model, trainer.ref_model)
-    ]
-    if shapes[0] != shapes[1]:
-        raise ValueError("curriculum_reference='stage' needs a ref_model of the policy's own architecture and size")
+        outside = _trl.trained_outside_of_adapter(trainer.model)
+        if outside:
+            raise ValueError(
+                f"curriculum_reference='stage' makes a copy of the adapter the reference, and {', '.join(outside[:3])} are "
+                "trained outside of it; freeze them"
+            )
+        if trainer.ref_model is not None and trainer.references is None:
+            raise ValueError(
+                "curriculum_reference='stage' makes the adapter the reference; leave ref_model out, or train all weights"
+            )
+    elif trainer.ref_model is not None:
+        shapes = [
+            {name: value.shape for name, value in trainer.accelerator.unwrap_model(model).named_parameters()}
+            for model in (trainer.model, trainer.ref_model)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "curriculum_reference='stage' needs a ref_model of the policy's own architecture and size"
+            )
 
 
 def _copies_nothing(trainer: Any) -> bool:
@@ -148,7 +184,6 @@ class Curriculum(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        check_stage_reference(trainer)
         self.plan = plan_of(trainer)
         self.renews = trainer.args.curriculum_reference == "stage"
         # Digests of the weights that the cached values of the current stage are of.

@@ -21,11 +21,12 @@ from .metrics import Tally, batch_metrics
 from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
 from .pushing import push_checkpoint, push_model, tokens_hidden
+from .ranking import branches_ranked
 from .reference import VALUES, References, score_reference
 from .row_recipes import check_recipes
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
-from .staged import Curriculum
+from .staged import Curriculum, check_stage_reference
 from .validation import check_dataset, has_images, image_tokens, is_stored, rows_without_regions
 
 logger = get_logger(__name__)
@@ -91,7 +92,8 @@ class MFPOTrainer(DPOTrainer):
         follow_log_level(args)
         datasets = {"train_dataset": train_dataset, **dict(named_evaluations(eval_dataset))}
         cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
-        check_arguments(args, datasets, data_collator, cached, compute_metrics)
+        adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+        check_arguments(args, datasets, data_collator, cached, compute_metrics, adapter)
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
         if data_collator is None:
@@ -124,6 +126,8 @@ class MFPOTrainer(DPOTrainer):
         self._tallies = {"train": Tally(), "eval": Tally()}
         self._set_layout(data_collator)
         self._say_what_is_left_out()
+        if args.curriculum != "none":
+            check_stage_reference(self)
         if cached:
             self._cache_reference()
         self.resumed_from: str | None = None
@@ -158,7 +162,8 @@ class MFPOTrainer(DPOTrainer):
     def _cache_reference(self) -> None:
         if not self.layout.proven:
             self.layout = proven(self.layout, self, self.references.model)
-        for name, dataset in (("train_dataset", self.train_dataset), *named_evaluations(self.eval_dataset)):
+        self.references.add("train_dataset", self.train_dataset, branches_ranked(self.args, self.train_dataset))
+        for name, dataset in named_evaluations(self.eval_dataset):
             self.references.add(name, dataset)
         self.references.release()
         _trl.forget_reference_model(self)
@@ -393,7 +398,8 @@ class MFPOTrainer(DPOTrainer):
         if _trl.has_full_weights(self, self.state.best_model_checkpoint):
             _trl.load_full_weights(self.model, self.state.best_model_checkpoint)
         else:
-            super()._load_best_model()
+            with _trl.precision_kept(self.model):
+                super()._load_best_model()
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL's model card, with what was trained on, with which terms and with which dispreferred images."""
