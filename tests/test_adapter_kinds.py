@@ -12,6 +12,7 @@ import torch
 from datasets import load_from_disk
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from test_trainer import CPU
 from torch import Tensor, nn
 
@@ -60,14 +61,20 @@ LORAS = {
     "bias": {**INSIDE, "bias": "all"},
     "bias of its own": {**INSIDE, "lora_bias": True},
     "biases beside it": {**INSIDE, "bias": "lora_only"},
+    "blocks": {**INSIDE, "use_bdlora": BdLoraConfig(nblocks=2, target_modules_bd_a=["q_proj"])},
     "dora": {**INSIDE, "use_dora": True},
     "embedding": {"target_modules": r".*embed_tokens"},
+    "kasa": {**INSIDE, "kasa_config": KasaConfig()},
+    "mica": {**INSIDE, "init_lora_weights": "mica"},
     "modules to save": {**INSIDE, "modules_to_save": ["norm"]},
+    "monteclora": {**INSIDE, "monteclora_config": MontecloraConfig()},
     "olora": {**INSIDE, "init_lora_weights": "olora"},
     "parameters": {"target_modules": [], "target_parameters": ["layers.1.self_attn.q_proj.weight"]},
     "pissa": {**INSIDE, "init_lora_weights": "pissa"},
+    "qalora": {**INSIDE, "use_qalora": True, "qalora_group_size": 16},
     "rank-stabilised": {**INSIDE, "use_rslora": True},
     "tokens": {**INSIDE, "trainable_token_indices": [7, 8]},
+    "velora": {**INSIDE, "velora_config": VeloraConfig()},
 }
 KINDS = [*OPTIONS, *LORAS]
 UNCOPIED = ("CARTRIDGE", "CPT", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "bias", "biases beside it")
@@ -146,7 +153,7 @@ def test_the_key_knows_every_tensor_that_is_read(kind):
     """Whatever changes what the reference computes changes the key, and another adapter's random weights do not."""
     model, other = adapted(kind, 1), adapted(kind, 2)
     # The policy's adapter is switched off.
-    if kind not in ("pissa", "olora", "bias"):  # which change the model's own weights
+    if kind not in ("pissa", "olora", "kasa", "bias"):  # which change the model's own weights
         assert key(model, []) == key(other, [])
     read = [] if kind in ALONE else ["ref"]
     if read:

@@ -8,15 +8,16 @@ import os
 import shutil
 import weakref
 
+import datasets
 import numpy as np
 import pytest
 import tiny
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, get_peft_model
 from test_trainer import CPU
 
-from mfpo_trl import MFPOConfig, MFPOTrainer, reference, reference_cache
+from mfpo_trl import MFPOConfig, MFPOTrainer, ranking, reference, reference_cache
 from mfpo_trl.collator import MFPOCollator
 from mfpo_trl.reference import VALUES, ReferenceCache, weights_digest
 
@@ -29,9 +30,11 @@ def data(tmp_path) -> Dataset:
     return load_from_disk(tmp_path / "data")
 
 
-def trainer_with(tmp_path, data, cached: bool = True, lora: bool = False, model=None, **settings) -> MFPOTrainer:
+def trainer_with(
+    tmp_path, data, cached: bool = True, lora: bool | LoraConfig = False, model=None, **settings
+) -> MFPOTrainer:
     options = {**CPU, "precompute_ref_log_probs": cached, "learning_rate": 1e-2, "optim": "sgd", **settings}
-    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
+    peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora is True else lora or None
     model = model or tiny.model()
     return MFPOTrainer(
         model=model,
@@ -155,14 +158,25 @@ def test_full_and_lora_share_the_cache_of_a_base(tmp_path, data, monkeypatch):
     trainer_with(tmp_path, data, lora=True)
 
 
-def test_images_that_change_in_their_files_are_noticed(tmp_path, caplog):
+FILES = {
+    "images": (lambda path: {"images": [path]}, {"images": List(Value("large_string"))}),
+    "rejected_images": (lambda path: {"rejected_images": [path]}, {"rejected_images": List(Image())}),
+    "key_regions": (lambda path: {"key_regions": [{"mask": path}]}, {"key_regions": List({"mask": Value("string")})}),
+}
+
+
+@pytest.mark.parametrize("column", FILES)
+def test_files_that_change_in_place_are_noticed(tmp_path, column):
+    """A picture or a mask under the same path, in a data set with the same fingerprint."""
     path = tmp_path / "picture.png"
-    rows = [{**row, "images": [{"bytes": None, "path": str(path)}]} for row in tiny.rows(2)]
+    make, features = FILES[column]
+    rows = [row | make(str(path)) for row in tiny.rows(2, images=lambda n: [tiny.picture(n)])]
     found = []
     for seed in (1, 2):
-        tiny.picture(seed).save(path)
+        picture = tiny.picture(seed)
+        (picture.point(lambda value: 255 * (value > 128)) if column == "key_regions" else picture).save(path)
         os.utime(path, (seed, seed))
-        data = Dataset.from_list(rows, features=tiny.dataset(1).features)
+        data = Dataset.from_list(rows, features=Features(tiny.FEATURES | features))
         data = data.__class__(data.data, fingerprint="the same")
         found.append(trainer_with(tmp_path, data).references.of(data))
     assert abs(found[0] - found[1]).max() > 1e-3
@@ -269,6 +283,89 @@ def test_data_that_comes_later_needs_a_reference(tmp_path, data):
     adapter = trainer_with(tmp_path, data, lora=True, max_steps=1)
     adapter.train()
     assert adapter.evaluate(later)["eval_loss"] > 0
+
+
+def test_a_model_that_is_trained_with_its_adapter_is_no_reference(tmp_path, data):
+    """Biases of the model are trained too: an adapter that is switched off leaves them where they are."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], bias="all")
+    settings = {"max_steps": 2, "learning_rate": 0.5}
+    trainer = trainer_with(tmp_path, data, lora=adapter, **settings)
+    expected = trainer_with(tmp_path / "other", data, lora=True).references.of(data)
+    np.testing.assert_allclose(trainer.references.of(data), expected, rtol=1e-5, atol=1e-5)
+    trainer.train()
+    later = data.select([4, 5])
+    before = len(folders(tmp_path))
+    with pytest.raises(ValueError, match="a data set has no cached reference"):
+        trainer.evaluate(later)
+    assert len(folders(tmp_path)) == before, "values of the trained model are kept as the first one's"
+
+
+def test_nothing_is_scored_before_a_layout_is_proven(tmp_path, data, monkeypatch):
+    """Difficulties are read off packed rows too: those of an untested family are compared with flat ones first."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("mfpo_trl.layout.PACKED_FAMILIES", ())
+    proof = ranking.proven
+    scored = []
+    monkeypatch.setattr(reference, "score_reference", lambda *given: scored.append(1))
+
+    def differs(layout, trainer, model):
+        assert not scored and proof(layout, trainer, model).proven
+        raise ValueError("they differ")
+
+    monkeypatch.setattr(ranking, "proven", differs)
+    with pytest.raises(ValueError, match="they differ"):
+        trainer_with(tmp_path, data, cached=False, prefix_sharing="on", curriculum="staged", max_steps=-1)
+    assert not scored and not folders(tmp_path)
+
+
+def test_data_to_evaluate_on_are_swapped_with_the_training_data(tmp_path):
+    """Their key tells the files of the rows whose images are swapped in."""
+    path = tmp_path / "picture.png"
+    rows = [{**row, "images": [{"bytes": None, "path": str(path)}]} for row in tiny.rows(2)]
+    keys = []
+    for seed in (1, 2):
+        tiny.picture(seed).save(path)
+        os.utime(path, (seed, seed))
+        train = Dataset.from_list(rows, features=tiny.dataset(1).features)
+        # The same training rows by their fingerprint, and other rows, with their own pictures, to evaluate on.
+        train = train.__class__(train.data, fingerprint="the same")
+        trainer = MFPOTrainer(
+            model=tiny.model(),
+            args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "corruption": "swap"}),
+            train_dataset=concatenate_datasets([train, tiny.dataset(1)]),
+            ref_model=tiny.model(),
+            processing_class=tiny.processor(),
+        )
+        key = reference._key(trainer, tiny.dataset(2), "eval_dataset", trainer.data_collator, [])
+        keys.append(key["images to swap in"].split()[-1])
+    assert keys[0] != keys[1]
+
+
+ENGINES = {
+    "one process": {},
+    "FSDP": {"ACCELERATE_USE_FSDP": "true"},
+    "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "true"},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("columns", [[], ["images"]], ids=["images", "text"])
+@pytest.mark.parametrize("given", [False, True], ids=["", "ref_model"])
+def test_a_reference_that_moves_is_not_cached(tmp_path, engine, adapter, columns, given, monkeypatch):
+    """Said before anything is loaded, whatever would train."""
+    settings = {**CPU, "precompute_ref_log_probs": True, "sync_ref_model": True}
+    args = MFPOConfig(output_dir=str(tmp_path), **settings)
+    for name, value in ENGINES[engine].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="sync_ref_model=True moves the reference while training"):
+        MFPOTrainer(
+            model="nowhere/at-all",
+            ref_model=tiny.model() if given else None,
+            args=args,
+            train_dataset=tiny.dataset(4).remove_columns(columns),
+            peft_config=adapter,
+        )
 
 
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import trl
 from datasets import Dataset, DatasetDict, IterableDataset
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from PIL import UnidentifiedImageError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -270,7 +270,7 @@ def policy_to_reference(trainer: DPOTrainer) -> None:
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(policy.state_dict())
     elif isinstance(policy, PeftModel):
         if "ref" not in policy.peft_config:
-            policy.add_adapter("ref", _config_of_copy(policy.peft_config[policy.active_adapter]))
+            _add_reference_adapter(policy)
         pairs = dict(_adapter_pairs(policy))
         left = [name for name, value in policy.named_parameters() if value.requires_grad and name not in pairs]
         if left:
@@ -282,15 +282,19 @@ def policy_to_reference(trainer: DPOTrainer) -> None:
         settle_reference_adapter(trainer)
 
 
-def _config_of_copy(config: PeftConfig) -> PeftConfig:
-    """The configuration of a frozen copy of an adapter."""
-    config = copy.copy(config)
+def _add_reference_adapter(policy: PeftModel) -> None:
+    """An adapter `ref` of the active one's kind; the model's own weights stay what they are."""
+    config = copy.copy(policy.peft_config[policy.active_adapter])
     # AdaLoRA takes a second adapter only where it is not to be trained.
     config.inference_mode = True
     if hasattr(config, "init_lora_weights"):
-        # PiSSA and its kin take what they begin with out of the model's own weights, which are the policy's too.
+        # PiSSA and its kin take what they begin with out of the weights of the model, which the policy reads too.
         config.init_lora_weights = True
-    return config
+    weights = [(value, value.data) for value in policy.get_base_model().parameters()]
+    policy.add_adapter("ref", config)
+    for value, data in weights:
+        # KaSA has made others, without the smallest of the singular values that it has left.
+        value.data = data
 
 
 def trained_outside_of_adapter(policy: PeftModel) -> list[str]:

@@ -12,6 +12,7 @@ from . import _trl
 from .collator import MFPOCollator
 from .config import MFPOConfig
 from .curriculum import Plan, by_length, make_plan, stages
+from .layout import proven
 from .reference import References
 from .reference_cache import VALUES
 from .regions import region_mask, regions_per_image
@@ -96,6 +97,8 @@ def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
     references = trainer.references
     if references is None:
         references = References(trainer)
+        if not trainer.layout.proven:
+            trainer.layout = proven(trainer.layout, trainer, references.model)
         references.add("train_dataset", dataset, branches_ranked(trainer.args, dataset))
         references.release()
     return dict(zip(VALUES, references.of(dataset).astype(np.float64).T, strict=True))

@@ -104,7 +104,7 @@ class MFPOTrainer(DPOTrainer):
         self.references = References(self) if cached else None
         # A reference model that was given is gone once the data sets are scored.
         self._reference_given = ref_model is not None
-        self._has_adapter = peft_config is not None or isinstance(model, PeftModel)
+        self._has_adapter = adapter is not None
         with loading(args, model, ref_model, self._has_adapter, cached):
             super().__init__(
                 model=model,
@@ -121,6 +121,8 @@ class MFPOTrainer(DPOTrainer):
                 peft_config=peft_config,
             )
         _trl.check_attributes(self)
+        # Switching an adapter off brings back the model that it was put into, unless that is trained as well.
+        self._keeps_reference = self._has_adapter and not _trl.trained_outside_of_adapter(self.model)
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
         self._tallies = {"train": Tally(), "eval": Tally()}
@@ -303,7 +305,7 @@ class MFPOTrainer(DPOTrainer):
         return {branch: values[branch] for branch in BRANCHES if branch in values}
 
     def _live_reference(self):
-        if self.references is not None and (self._reference_given or not self._has_adapter):
+        if self.references is not None and (self._reference_given or not self._keeps_reference):
             raise ValueError(
                 "a data set has no cached reference, and with precompute_ref_log_probs=True no reference model is kept; "
                 "give it as `eval_dataset` when the trainer is built, or set precompute_ref_log_probs=False"
@@ -326,7 +328,7 @@ class MFPOTrainer(DPOTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """TRL's, with the reference of a data set that the trainer has not seen computed first where that is possible."""
         if self.references is not None and not isinstance(eval_dataset, str | None):
-            can = not self._reference_given and (self._has_adapter or self.state.global_step == 0)
+            can = not self._reference_given and (self._keeps_reference or self.state.global_step == 0)
             for name, dataset in named_evaluations(eval_dataset):
                 if can and isinstance(dataset, Dataset) and is_stored(dataset):
                     self.references.add(name, dataset)
