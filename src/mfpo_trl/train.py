@@ -1,6 +1,5 @@
 """`mfpo train`: a recipe, a model and a data set -> a trained model."""
 
-import difflib
 import re
 import sys
 from collections import Counter
@@ -13,10 +12,11 @@ import yaml
 from accelerate.logging import get_logger
 from datasets import load_dataset, load_from_disk
 from torch import nn
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from .checkpoints import ResumeError, resume_point
 from .config import MFPOConfig
+from .fields import Parser, read_recipe
 from .hub import PushError, open_repository, push_trained, without_tokens
 from .launch import command, given_fields, launch
 from .pushing import check_strategy
@@ -50,6 +50,10 @@ class TrainModelConfig(ModelConfig):
     freeze_projector: bool = field(
         default=False, metadata={"help": "Keep the projector as it is in full fine-tuning."}
     )
+
+
+KINDS = (ScriptArguments, MFPOConfig, TrainModelConfig)
+"""Whose fields a recipe and the command line give."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,36 +97,33 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelC
 
     Raises:
         ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), no model or data set, or
-            an unusable value.
+            a value that its field cannot have.
         OSError: the recipe cannot be read.
     """
-    kinds = (ScriptArguments, MFPOConfig, TrainModelConfig)
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if argv[-1:] == ["--config"]:
-        raise ValueError("--config needs the path of a recipe")
+    argv, recipe = with_recipe(argv)
     given = {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
-    if "--config" in argv:
-        known = {name for kind in kinds for name in kind.__dataclass_fields__} | {"env"}
-        given |= set(recipe_keys(Path(argv[argv.index("--config") + 1]), known))
     if "help" not in given and "-h" not in argv:
         for name in ("model_name_or_path", "dataset_name"):
-            if name not in given:
+            if name not in given | recipe.keys():
                 raise ValueError(f"--{name} is needed")
     # A field that is cut short would be taken for another one without a word.
-    return TrlParser(kinds, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse_args_and_config(argv)
+    return Parser(KINDS, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse(argv, recipe)
 
 
-def recipe_keys(recipe: Path, known: set[str]) -> list[str]:
-    """The keys of a recipe; raises ValueError for one that no field has, with the nearest name."""
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{recipe} must hold a YAML mapping of fields to values")
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            nearest = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{recipe} has an unknown key {key!r}{nearest}")
-    return list(content)
+def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command line without `--config`, and the fields of the recipe that it names.
+
+    Raises:
+        ValueError: no recipe is named, or it cannot be used.
+        OSError: it cannot be read.
+    """
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" not in argv:
+        return argv, {}
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise ValueError("--config needs the path of a recipe")
+    return argv[:place] + argv[place + 2 :], read_recipe(Path(argv[place + 1]), KINDS)
 
 
 def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
