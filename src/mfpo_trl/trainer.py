@@ -22,6 +22,7 @@ from .model_card import MFPO_CITATION, write_model_card
 from .packing import FLAT
 from .pushing import push_checkpoint, push_model, tokens_hidden
 from .reference import VALUES, References, score_reference
+from .requirements import requirements
 from .row_recipes import check_recipes
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
@@ -92,6 +93,8 @@ class MFPOTrainer(DPOTrainer):
         datasets = {"train_dataset": train_dataset, **dict(named_evaluations(eval_dataset))}
         cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
         check_arguments(args, datasets, data_collator, cached, compute_metrics)
+        for _, ask in requirements(args, optimizers):
+            ask()
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
         if data_collator is None:
@@ -119,6 +122,8 @@ class MFPOTrainer(DPOTrainer):
                 peft_config=peft_config,
             )
         _trl.check_attributes(self)
+        if args.text_loss_weight:
+            _trl.try_loss(self)
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
         self._tallies = {"train": Tally(), "eval": Tally()}
@@ -129,8 +134,11 @@ class MFPOTrainer(DPOTrainer):
         self.resumed_from: str | None = None
         self.curriculum = None
         if args.curriculum != "none":
-            self.curriculum = Curriculum(self)
-            self.add_callback(self.curriculum)
+            self._start_curriculum()
+
+    def _start_curriculum(self) -> None:
+        self.curriculum = Curriculum(self)
+        self.add_callback(self.curriculum)
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args
