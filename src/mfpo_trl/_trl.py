@@ -3,9 +3,10 @@
 import copy
 import inspect
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
+from trl.trainer import dpo_trainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from .branches import IGNORED_LABEL, gather_branches, label_positions, labelled, of_pairs, shifted_labels
@@ -246,6 +248,19 @@ class Replay:
         return torch.cat([of_pairs(per_branch, self.pairs, "chosen"), of_pairs(per_branch, self.pairs, "rejected")])
 
 
+@contextmanager
+def without_weights(architecture: Any) -> Iterator[None]:
+    """Have TRL build its models by `architecture.from_pretrained(name, **options)` in place of the class that a model's
+    configuration names, and hash none of their weights."""
+    before = dpo_trainer.create_model_from_path, dpo_trainer.hash_module
+    dpo_trainer.create_model_from_path = partial(before[0], architecture=architecture)
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path, dpo_trainer.hash_module = before
+
+
 def placed(trainer: DPOTrainer, model: Any) -> Any:
     """A model that can run before training has begun: DeepSpeed places and gathers its weights only inside of an engine."""
     return prepare_deepspeed(model, trainer.accelerator) if trainer.is_deepspeed_enabled else model
@@ -335,6 +350,31 @@ def precision_kept(model: torch.nn.Module) -> Iterator[None]:
     for name, value in model.named_parameters():
         if value.dtype != before.get(name, value.dtype):
             value.data = value.data.to(before[name])
+
+
+def try_loss(trainer: DPOTrainer) -> None:
+    """Run TRL's loss once, on two made-up answers of one token, and leave no trace.
+
+    A loss or divergence that TRL does not know would be refused in the first step, after everything is loaded and scored.
+
+    Raises:
+        ValueError, NotImplementedError: as TRL's loss.
+    """
+    device = trainer.accelerator.device
+    made = {name: torch.zeros(2, 1, device=device) for name in PER_TOKEN_OUTPUTS} | {
+        "is_top1": torch.zeros(2, 1, dtype=torch.bool, device=device),
+        "aux_loss": torch.zeros((), device=device),
+    }
+    tokens = torch.tensor([[0, 1], [0, 1]], device=device)
+    inputs = {"input_ids": tokens, "attention_mask": tokens, "completion_mask": tokens}
+    inputs |= {f"ref_{answer}_logps": torch.zeros(1, device=device) for answer in ("chosen", "rejected")}
+    kept = trainer._metrics, trainer._total_train_tokens
+    trainer._metrics = {mode: defaultdict(list) for mode in kept[0]}
+    try:
+        with reference_given(trainer), torch.no_grad():
+            DPOTrainer._compute_loss(trainer, lambda **_: SimpleNamespace(**made), inputs, False)
+    finally:
+        trainer._metrics, trainer._total_train_tokens = kept
 
 
 @contextmanager

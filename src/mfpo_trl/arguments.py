@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftConfig
 from trl import DPOConfig
 
 from ._trl import model_id
 from .config import MFPOConfig
 from .pushing import check_strategy
+from .ranking import check_difficulties
 from .reference import check_cacheable
+from .sampling import check_grouping
 from .staged import check_curriculum, check_stage_arguments
+from .validation import has_image_column
 from .weights import refuse_pickles, safetensors_only
 
 
@@ -93,12 +95,13 @@ def check_arguments(
         )
     check_curriculum(args, datasets["train_dataset"])
     check_stage_arguments(args, cached, adapter)
+    if args.curriculum != "none":
+        check_difficulties(args, datasets["train_dataset"])
+    check_grouping(args, datasets["train_dataset"])
     if (args.model_init_kwargs or {}).get("use_safetensors", True) is False:
         raise ValueError(
             "model_init_kwargs has use_safetensors=False, and pickles are not loaded: they can run code; leave it out"
         )
-    if args.group_by_prompt and not isinstance(datasets["train_dataset"], Dataset):
-        raise ValueError("group_by_prompt=True needs a map-style data set, whose rows can be compared")
     with_images = has_image_column(datasets["train_dataset"])
     axes = args.parallelism_config
     if axes is not None and (axes.cp_enabled or axes.sp_enabled):
@@ -133,11 +136,6 @@ def follow_log_level(args: DPOConfig) -> None:
     package.setLevel(args.get_process_log_level())
     if not package.handlers and not logging.getLogger().handlers:
         package.addHandler(logging.StreamHandler())
-
-
-def has_image_column(dataset: Any) -> bool:
-    """Whether rows have a column for images; the first row of a stream says it for all."""
-    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
 
 
 def named_evaluations(dataset: Any) -> Iterator[tuple[str, Any]]:

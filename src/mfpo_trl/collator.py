@@ -205,8 +205,10 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
         layout: a key of `mfpo_trl.batches.LAYOUTS`.
 
     Raises:
-        ValueError: images are to be swapped in a stream.
+        ValueError: images are to be swapped in a stream, or answers ended without a token for it.
     """
+    if args.add_eos and processor is not None:
+        end_of_sequence(processor.tokenizer)
     dispreferred = DispreferredImages.of(args, model_resolution(processor))
     if args.corruption == "swap" and not isinstance(dataset, Dataset):
         raise ValueError(
@@ -266,9 +268,7 @@ def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[i
     Raises:
         ValueError: the tokenizer has no end-of-sequence token.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise ValueError("add_eos=True needs a tokenizer with an end-of-sequence token; set it, or set add_eos=False")
+    eos = end_of_sequence(tokenizer)
     last = len(ids)
     while last and not tokenizer.decode([ids[last - 1]]).strip():
         last -= 1
@@ -280,6 +280,13 @@ def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[i
 def end_answers(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """`end_completion` of both answers of a row without images, as TRL has tokenized it."""
     return {name: end_completion(row[name], tokenizer) for name in ("chosen_ids", "rejected_ids")}
+
+
+def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a completion; raises ValueError where there is none."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("add_eos=True needs a tokenizer with an end-of-sequence token; set it, or set add_eos=False")
+    return tokenizer.eos_token_id
 
 
 def model_resolution(processor: ProcessorMixin) -> Callable[[int, int], int] | None:

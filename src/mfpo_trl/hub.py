@@ -141,6 +141,22 @@ def token_for(repo: str, token: str | None = None) -> str:
     return token
 
 
+def check_login(repo: str, token: str | None = None) -> None:
+    """Ask the Hub whether it knows the token, and create nothing.
+
+    Raises:
+        ValueError: `repo` is no id.
+        PushError: there is no token, or the Hub does not take it; says what the Hub said.
+    """
+    from huggingface_hub import HfApi
+
+    token = token_for(repo, token)
+    try:
+        HfApi(token=token).whoami()
+    except Exception as error:
+        raise _closed(repo, error, token) from error
+
+
 def open_repository(repo: str, *, private: bool = False, token: str | None = None) -> None:
     """Create a model's repository where it is missing, before the work that is to be pushed there.
 
@@ -154,10 +170,14 @@ def open_repository(repo: str, *, private: bool = False, token: str | None = Non
     try:
         HfApi(token=token).create_repo(repo, private=private or None, exist_ok=True)
     except Exception as error:
-        said = without_tokens(_judged(error)[0], token)
-        raise PushError(
-            f"{repo} cannot be pushed to: {said}. Leave out push_to_hub to train without, and push later with `mfpo push`"
-        ) from error
+        raise _closed(repo, error, token) from error
+
+
+def _closed(repo: str, error: Exception, token: str) -> PushError:
+    said = without_tokens(_judged(error)[0], token)
+    return PushError(
+        f"{repo} cannot be pushed to: {said}. Leave out push_to_hub to train without, and push later with `mfpo push`"
+    )
 
 
 def push_trained(

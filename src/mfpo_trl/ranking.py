@@ -18,6 +18,7 @@ from .reference_cache import VALUES
 from .regions import region_mask, regions_per_image
 from .rows import load_images, plain_text, row_error
 from .sampling import keep_together, prompt_groups
+from .validation import has_image_column
 
 logger = get_logger(__name__)
 
@@ -26,20 +27,62 @@ def read_difficulties(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
     """The difficulty and the stage of every row, (n,) each, from the data set's column, or computed where it has none.
 
     Raises:
-        ValueError: no such column and nothing to compute it from, or rows without a value, counted.
+        ValueError: as `check_difficulties`, or what is computed is no number.
     """
     args, dataset = trainer.args, trainer.train_dataset
-    column = args.curriculum_column
-    found = _column(dataset, column)
+    found = given_difficulties(args, dataset)
     if found is None:
-        if column != "difficulty":
-            lacks = "has only empty values in" if column in dataset.column_names else "has no"
-            raise ValueError(
-                f"train_dataset {lacks} column {column!r}; curriculum_column='difficulty' ranks the rows by a number, "
-                "which is computed where the column is missing"
-            )
         logger.info(f"No difficulty in train_dataset: it is computed as {args.curriculum_score}.")
         found = SCORES[args.curriculum_score].difficulty(trainer)
+    missing = int((~np.isfinite(found)).sum())
+    found, stage_of = with_stages(args, found)
+    if missing:
+        logger.warning(
+            f"{missing} of {len(found)} rows have no finite {args.curriculum_column!r} and count as the hardest."
+        )
+    return found, stage_of
+
+
+def check_difficulties(args: MFPOConfig, dataset: Dataset) -> None:
+    """What must hold for the rows to be ranked, looked at before anything is loaded.
+
+    Raises:
+        ValueError: no such column and nothing to compute it from, or rows without a value, counted.
+    """
+    found = given_difficulties(args, dataset)
+    if found is not None:
+        with_stages(args, found)
+    elif args.curriculum_score != "mask_area" and not has_image_column(dataset):
+        raise ValueError(
+            f"curriculum_score={args.curriculum_score!r} is computed for data with images only; give train_dataset a "
+            "column 'difficulty'"
+        )
+
+
+def given_difficulties(args: MFPOConfig, dataset: Dataset) -> np.ndarray | None:
+    """What the data set's column holds, (n,), NaN where a row has none; None where it has to be computed.
+
+    Raises:
+        ValueError: a column of stages that is missing, or something that is no number.
+    """
+    column = args.curriculum_column
+    found = _column(dataset, column)
+    if found is None and column != "difficulty":
+        lacks = "has only empty values in" if column in dataset.column_names else "has no"
+        raise ValueError(
+            f"train_dataset {lacks} column {column!r}; curriculum_column='difficulty' ranks the rows by a number, "
+            "which is computed where the column is missing"
+        )
+    return found
+
+
+def with_stages(args: MFPOConfig, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Difficulties, (n,), with a number for every row, and the stage of each.
+
+    Raises:
+        ValueError: rows without a value, counted, or a stage that is no whole number.
+    """
+    column = args.curriculum_column
     missing = ~np.isfinite(found)
     if missing.any():
         if args.curriculum_missing != "hard" or missing.all():
@@ -47,9 +90,6 @@ def read_difficulties(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
                 f"{int(missing.sum())} of {len(found)} rows have no finite {column!r} (the first is row "
                 f"{int(missing.argmax())}); fill it in, drop them, or set curriculum_missing='hard' to train on them last"
             )
-        logger.warning(
-            f"{int(missing.sum())} of {len(found)} rows have no finite {column!r} and count as the hardest."
-        )
         found = np.where(missing, found[~missing].max(), found)
         if column == "difficulty":
             # Behind the hardest of the others, in the order of the data set.
@@ -85,11 +125,9 @@ def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
     """The reference's values of every row, by name; from the cache, which is filled where it is not.
 
     Raises:
-        ValueError: data without images, or with a collator that cannot be asked for the branches of a row.
+        ValueError: a collator that cannot be asked for the branches of a row.
     """
     dataset, score = trainer.train_dataset, f"curriculum_score={trainer.args.curriculum_score!r}"
-    if not _trl.has_vision_data(trainer):
-        raise ValueError(f"{score} is computed for data with images only; give train_dataset a column 'difficulty'")
     if not isinstance(trainer.data_collator, MFPOCollator):
         raise ValueError(
             f"{score} needs MFPOCollator; leave data_collator out, or give train_dataset a column 'difficulty'"
@@ -157,12 +195,23 @@ SCORES = {
 
 
 def plan_of(trainer: Any) -> Plan:
-    """The order in which a trainer sees its rows; says what is padded or left out."""
-    args, dataset = trainer.args, trainer.train_dataset
-    difficulties, stage_of = read_difficulties(trainer)
+    """The order in which a trainer sees its rows."""
+    return plan(trainer.args, trainer.train_dataset, *read_difficulties(trainer), trainer.args.world_size)
+
+
+def plan(args: MFPOConfig, dataset: Dataset, difficulties: np.ndarray, stage_of: np.ndarray, processes: int) -> Plan:
+    """The order in which a training sees its rows; says what is padded or left out.
+
+    Args:
+        difficulties, stage_of: of every row, (n,) each.
+        processes: that share a step.
+
+    Raises:
+        ValueError: a stage without a step, another number of `curriculum_epochs` than stages, or too many steps asked for.
+    """
     seed = args.seed if args.data_seed is None else args.data_seed
-    ranks = 1 if args.accelerator_config.split_batches else args.world_size
-    plan = make_plan(
+    ranks = 1 if args.accelerator_config.split_batches else processes
+    made = make_plan(
         stage_of,
         difficulties,
         args.curriculum,
@@ -172,24 +221,24 @@ def plan_of(trainer: Any) -> Plan:
         seed,
         _arranger(args, dataset),
     )
-    if args.max_steps > plan.ends[-1]:
+    if args.max_steps > made.ends[-1]:
         raise ValueError(
-            f"max_steps={args.max_steps} is more than the {plan.ends[-1]} steps of all stages; raise curriculum_epochs, or "
+            f"max_steps={args.max_steps} is more than the {made.ends[-1]} steps of all stages; raise curriculum_epochs, or "
             "leave max_steps out"
         )
-    for line in describe(plan):
+    for line in describe(made):
         logger.info(line)
     changed = [
         f"{stage.added:+d} of {len(stage.sequence) - stage.added} in stage {number}"
-        for number, stage in enumerate(plan.stages, 1)
+        for number, stage in enumerate(made.stages, 1)
         if stage.added
     ]
     if changed:
         logger.warning(
-            f"So that no step of {plan.step_rows} rows mixes two stages, rows are repeated (+) or left out (-): "
+            f"So that no step of {made.step_rows} rows mixes two stages, rows are repeated (+) or left out (-): "
             f"{', '.join(changed)}. Smaller steps change fewer rows; dataloader_drop_last=True repeats none."
         )
-    return plan
+    return made
 
 
 def _arranger(args: MFPOConfig, dataset: Dataset) -> Callable[[list[int]], list[int]]:

@@ -114,6 +114,25 @@ class EpochSampler(Sampler[int]):
         return self.rows
 
 
+def check_grouping(args: MFPOConfig, dataset: Any) -> None:
+    """What `group_by_prompt` needs.
+
+    Raises:
+        ValueError: the rows of the data set cannot be compared, or another order is asked for as well.
+    """
+    if not args.group_by_prompt:
+        return
+    if not is_stored(dataset):
+        raise ValueError(
+            "group_by_prompt=True needs a map-style data set without a transform, whose rows can be compared"
+        )
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ValueError(
+            f"group_by_prompt=True orders rows itself and cannot keep train_sampling_strategy={args.train_sampling_strategy!r}; "
+            "use 'random' or 'sequential'"
+        )
+
+
 def grouped_sampler(args: MFPOConfig, dataset: Any, batch_size: int, epoch: Callable[[], int]) -> EpochSampler:
     """Rows in a random order, or, with `train_sampling_strategy="sequential"`, as they stand, but for those on the same
     image and prompt, which come together.
@@ -123,20 +142,8 @@ def grouped_sampler(args: MFPOConfig, dataset: Any, batch_size: int, epoch: Call
         dataset: map-style, without a transform.
         batch_size: rows of a micro-batch of one rank.
         epoch: gives the current epoch.
-
-    Raises:
-        ValueError: the rows of the data set cannot be compared, or another order is asked for as well.
     """
     strategy = args.train_sampling_strategy
-    if not is_stored(dataset):
-        raise ValueError(
-            "group_by_prompt=True needs a map-style data set without a transform, whose rows can be compared"
-        )
-    if strategy not in ("random", "sequential"):
-        raise ValueError(
-            f"group_by_prompt=True orders rows itself and cannot keep train_sampling_strategy={strategy!r}; use 'random' "
-            "or 'sequential'"
-        )
     groups = prompt_groups(dataset)
     seed = args.seed if args.data_seed is None else args.data_seed
 

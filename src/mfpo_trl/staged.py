@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel
-from transformers import TrainerCallback, get_scheduler
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from . import _trl
 from .checkpoints import ResumeError
 from .config import MFPOConfig
+from .curriculum import Plan
 from .ranking import plan_of
+from .requirements import schedule
 from .sampling import EpochSampler
 from .validation import is_stored
 
@@ -168,6 +170,40 @@ def _copies_nothing(trainer: Any) -> bool:
     return trainer.references is not None and not isinstance(trainer.model, PeftModel)
 
 
+# Going on from a checkpoint
+
+
+def kept_order(state: TrainerState, plan: Plan) -> dict[str, Any]:
+    """What a curriculum has kept in the state of a checkpoint.
+
+    Raises:
+        ResumeError: the checkpoint was written in another order of the rows.
+    """
+    kept = state.stateful_callbacks.get(Curriculum.__name__, {}).get("attributes", {})
+    if kept.get("plan") != plan.digest:
+        raise ResumeError(
+            "the checkpoint was written in another order of the rows; resume with the data, curriculum, seed, batch size, "
+            "accumulation and number of processes that it was written with"
+        )
+    return kept
+
+
+def reference_of_stage(stage: int, checkpoint: str) -> str:
+    """The folder of the model at the end of a stage, from 1, that is the reference of the next one.
+
+    Raises:
+        ResumeError: it is not there.
+    """
+    # Beside the checkpoint, which need not lie in this run's folder.
+    folder = _named(stage, os.path.dirname(os.path.abspath(checkpoint)))
+    if not os.path.isdir(folder):
+        raise ResumeError(
+            f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is not there; keep "
+            "the checkpoints that are named after stages, or start that stage again"
+        )
+    return folder
+
+
 # What happens where a stage ends
 
 
@@ -220,21 +256,7 @@ class Curriculum(TrainerCallback, ExportableState):
         starts = [0, *self.plan.ends[:-1]]
         factors = []
         for start, end in zip(starts, self.plan.ends, strict=True):
-            # Another optimizer, because a schedule changes the one that it is made for.
-            spare = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
-            own = get_scheduler(
-                args.lr_scheduler_type,
-                spare,
-                args.get_warmup_steps(end - start),
-                end - start,
-                args.lr_scheduler_kwargs,
-            )
-            if not isinstance(own, torch.optim.lr_scheduler.LambdaLR):
-                raise ValueError(
-                    f"curriculum_scheduler='restart' needs a schedule that is a function of the step; "
-                    f"lr_scheduler_type={str(args.lr_scheduler_type)!r} is none"
-                )
-            factors.append(own.lr_lambdas[0])
+            factors.append(schedule(args, end - start).lr_lambdas[0])
 
         def factor(step: int) -> float:
             stage = min(self.plan.stage_of(step), len(starts) - 1)
@@ -253,12 +275,7 @@ class Curriculum(TrainerCallback, ExportableState):
         self._began = True
         if not state.global_step:
             return
-        kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        if kept.get("plan") != self.plan.digest:
-            raise ResumeError(
-                "the checkpoint was written in another order of the rows; resume with the data, curriculum, seed, batch size, "
-                "accumulation and number of processes that it was written with"
-            )
+        kept = kept_order(state, self.plan)
         if state.global_step in self.plan.ends:
             # A kill may have come between the checkpoint and its second name.
             self._name_checkpoint(state.global_step)
@@ -272,13 +289,7 @@ class Curriculum(TrainerCallback, ExportableState):
             return
         self.weights = [tuple(pair) for pair in weights] if weights else None
         if trainer.ref_model is not None:
-            # Beside the checkpoint, which need not lie in this run's folder.
-            folder = self._named(stage, os.path.dirname(os.path.abspath(trainer.resumed_from)))
-            if not os.path.isdir(folder):
-                raise ResumeError(
-                    f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is not "
-                    "there; keep the checkpoints that are named after stages, or start that stage again"
-                )
+            folder = reference_of_stage(stage, trainer.resumed_from)
             _trl.load_full_weights(trainer.accelerator.unwrap_model(trainer.ref_model), folder)
         elif trainer.references is not None:
             own = None if isinstance(trainer.model, PeftModel) else self.weights
@@ -316,7 +327,7 @@ class Curriculum(TrainerCallback, ExportableState):
     def _name_checkpoint(self, step: int) -> None:
         args, accelerator = self.trainer.args, self.trainer.accelerator
         source = os.path.join(args.output_dir, f"checkpoint-{step}")
-        target = self._named(self.plan.ends.index(step) + 1, args.output_dir)
+        target = _named(self.plan.ends.index(step) + 1, args.output_dir)
         accelerator.wait_for_everyone()
         if args.should_save and os.path.isdir(source):
             unfinished = f"{target}.tmp"
@@ -326,8 +337,9 @@ class Curriculum(TrainerCallback, ExportableState):
             os.rename(unfinished, target)
         accelerator.wait_for_everyone()
 
-    def _named(self, stage: int, folder: str) -> str:
-        return os.path.join(folder, STAGE_CHECKPOINT.format(stage))
+
+def _named(stage: int, folder: str) -> str:
+    return os.path.join(folder, STAGE_CHECKPOINT.format(stage))
 
 
 def _link(source: str, target: str) -> None:

@@ -1,6 +1,6 @@
 """`mfpo train`: a recipe, a model and a data set -> a trained model."""
 
-import difflib
+import os
 import re
 import sys
 from collections import Counter
@@ -13,13 +13,16 @@ import yaml
 from accelerate.logging import get_logger
 from datasets import load_dataset, load_from_disk
 from torch import nn
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from transformers import TrainerCallback
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from .checkpoints import ResumeError, resume_point
 from .config import MFPOConfig
+from .fields import Parser, read_recipe
 from .hub import PushError, open_repository, push_trained, without_tokens
 from .launch import command, given_fields, launch
 from .pushing import check_strategy
+from .requirements import check_quantised
 from .rows import RowError
 from .trainer import MFPOTrainer
 
@@ -52,6 +55,22 @@ class TrainModelConfig(ModelConfig):
     )
 
 
+class Begun(TrainerCallback):
+    """Whether all is made that a training needs, and its steps come."""
+
+    begun = False
+
+    def __bool__(self) -> bool:
+        return self.begun
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = True
+
+
+KINDS = (ScriptArguments, MFPOConfig, TrainModelConfig)
+"""Whose fields a recipe and the command line give."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
     argv = given_fields() if argv is None else argv
@@ -62,14 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch(*launched)
         script, training, model = parse(argv)
         trainer = build(script, training, model)
-    except (ValueError, OSError, ImportError, PushError, yaml.YAMLError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError, PushError, yaml.YAMLError) as error:
         return _fail(error)
     except KeyboardInterrupt:
         return _stopped("nothing was trained")
+    begun = Begun()
+    trainer.add_callback(begun)
     try:
         train(trainer, script)
-    except (RowError, ResumeError, PushError) as error:
-        # Anything else may be a fault of ours, and keeps its traceback.
+    except (ValueError, ImportError, NotImplementedError, PushError) as error:
+        if begun and not isinstance(error, RowError | ResumeError | PushError):
+            # It may be a fault of ours, and keeps its traceback.
+            raise
         return _fail(error)
     except KeyboardInterrupt:
         return _stopped(
@@ -93,36 +116,33 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelC
 
     Raises:
         ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), no model or data set, or
-            an unusable value.
+            a value that its field cannot have.
         OSError: the recipe cannot be read.
     """
-    kinds = (ScriptArguments, MFPOConfig, TrainModelConfig)
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if argv[-1:] == ["--config"]:
-        raise ValueError("--config needs the path of a recipe")
+    argv, recipe = with_recipe(argv)
     given = {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
-    if "--config" in argv:
-        known = {name for kind in kinds for name in kind.__dataclass_fields__} | {"env"}
-        given |= set(recipe_keys(Path(argv[argv.index("--config") + 1]), known))
     if "help" not in given and "-h" not in argv:
         for name in ("model_name_or_path", "dataset_name"):
-            if name not in given:
+            if name not in given | recipe.keys():
                 raise ValueError(f"--{name} is needed")
     # A field that is cut short would be taken for another one without a word.
-    return TrlParser(kinds, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse_args_and_config(argv)
+    return Parser(KINDS, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse(argv, recipe)
 
 
-def recipe_keys(recipe: Path, known: set[str]) -> list[str]:
-    """The keys of a recipe; raises ValueError for one that no field has, with the nearest name."""
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{recipe} must hold a YAML mapping of fields to values")
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            nearest = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{recipe} has an unknown key {key!r}{nearest}")
-    return list(content)
+def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command line without `--config`, and the fields of the recipe that it names.
+
+    Raises:
+        ValueError: no recipe is named, or it cannot be used.
+        OSError: it cannot be read.
+    """
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" not in argv:
+        return argv, {}
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise ValueError("--config needs the path of a recipe")
+    return argv[:place] + argv[place + 2 :], read_recipe(Path(argv[place + 1]), KINDS)
 
 
 def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
@@ -131,38 +151,86 @@ def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig
     Raises:
         ValueError: fields that cannot be used, or a checkpoint that is not complete.
     """
+    given = arguments(script, training, model)
+    if training.push_to_hub:
+        # Now, and not when everything is trained.
+        check_strategy(training)
+        open_repository(hub_id(training), private=bool(training.hub_private_repo), token=training.hub_token)
+    trainer = MFPOTrainer(**given)
+    freeze_parts(trainer.model, model)
+    return trainer
+
+
+def hub_id(training: MFPOConfig) -> str:
+    """The repository that is pushed to."""
+    return training.hub_model_id or Path(training.output_dir).resolve().name
+
+
+def arguments(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> dict[str, Any]:
+    """What the trainer is built with; the fields of `training` that the others decide are set.
+
+    Raises:
+        ValueError: fields that cannot be used, no such data, or a checkpoint that is not complete.
+    """
     adapter = peft_config(model)
+    check_name(model)
+    check_output(training.output_dir)
     training.resume_from_checkpoint = resume_point(
         training.resume_from_checkpoint, training.output_dir, training.save_only_model
     )
-    training.model_init_kwargs = {
+    training.model_init_kwargs = model_options(model, training)
+    data = load(script)
+    return {
+        "model": model.model_name_or_path,
+        "args": training,
+        "train_dataset": split_of(data, script.dataset_train_split),
+        "eval_dataset": split_of(data, script.dataset_test_split) if evaluates(training) else None,
+        "quantization_config": get_quantization_config(model),
+        "peft_config": adapter,
+    }
+
+
+def model_options(model: TrainModelConfig, training: MFPOConfig) -> dict[str, Any]:
+    """What the model is loaded with."""
+    return {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    if training.push_to_hub:
-        # Now, and not when everything is trained.
-        check_strategy(training)
-        open_repository(
-            training.hub_model_id or Path(training.output_dir).resolve().name,
-            private=bool(training.hub_private_repo),
-            token=training.hub_token,
+
+
+def evaluates(training: MFPOConfig) -> bool:
+    """Whether the split to evaluate on is read."""
+    return training.eval_strategy != "no" or training.eval_on_start
+
+
+def check_name(settings: TrainModelConfig) -> None:
+    """Raise ValueError for a path that is not there; it would be looked up on the Hub, and the message say so."""
+    name = settings.model_name_or_path
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+        raise ValueError(f"model_name_or_path is {name!r}, and there is no such folder")
+
+
+def check_output(folder: str) -> None:
+    """Raise ValueError where no checkpoint could be written to this folder, which need not be there yet."""
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"output_dir is {folder!r}, and {there} {'cannot be written to' if there.is_dir() else 'is a file'}"
         )
-    data = load(script)
-    trainer = MFPOTrainer(
-        model=model.model_name_or_path,
-        args=training,
-        train_dataset=split_of(data, script.dataset_train_split),
-        eval_dataset=None if training.eval_strategy == "no" else split_of(data, script.dataset_test_split),
-        quantization_config=get_quantization_config(model),
-        peft_config=adapter,
-    )
-    if adapter is None:
+
+
+def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:
+    """Switch off the gradients of what full fine-tuning leaves as it is; nothing beside an adapter.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    if not settings.use_peft:
         # The optimizer is made, and the model sharded, when training begins.
-        frozen = [part for part in ("vision tower", "projector") if getattr(model, f"freeze_{part.replace(' ', '_')}")]
-        freeze(trainer.model, frozen)
-    return trainer
+        parts = ("vision tower", "projector")
+        freeze(model, [part for part in parts if getattr(settings, f"freeze_{part.replace(' ', '_')}")])
 
 
 def part_of(name: str) -> str:
@@ -244,8 +312,10 @@ def peft_config(model: TrainModelConfig) -> Any:
     """TRL's adapter configuration, on the language part's linear layers where no target is named.
 
     Raises:
-        ValueError: an adapter, and a vision tower that is to be trained in full.
+        ValueError: an adapter, and a vision tower that is to be trained in full; quantised weights without one.
+        ImportError: bitsandbytes, which quantised weights need, is not installed.
     """
+    check_quantised(model)
     config = get_peft_config(model)
     if config is not None and not model.freeze_vision_tower:
         raise ValueError(

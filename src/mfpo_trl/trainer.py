@@ -23,6 +23,7 @@ from .packing import FLAT
 from .pushing import push_checkpoint, push_model, tokens_hidden
 from .ranking import branches_ranked
 from .reference import VALUES, References, score_reference
+from .requirements import requirements
 from .row_recipes import check_recipes
 from .rows import COLUMNS, REFERENCE
 from .sampling import grouped_sampler
@@ -94,6 +95,8 @@ class MFPOTrainer(DPOTrainer):
         cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
         adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
         check_arguments(args, datasets, data_collator, cached, compute_metrics, adapter)
+        for _, ask in requirements(args, optimizers):
+            ask()
         for name, dataset in datasets.items():
             check_dataset(dataset, name, image_tokens(processing_class))
         if data_collator is None:
@@ -123,6 +126,8 @@ class MFPOTrainer(DPOTrainer):
         _trl.check_attributes(self)
         # Switching an adapter off brings back the model that it was put into, unless that is trained as well.
         self._keeps_reference = self._has_adapter and not _trl.trained_outside_of_adapter(self.model)
+        if args.text_loss_weight:
+            _trl.try_loss(self)
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
         self._tallies = {"train": Tally(), "eval": Tally()}
@@ -135,8 +140,11 @@ class MFPOTrainer(DPOTrainer):
         self.resumed_from: str | None = None
         self.curriculum = None
         if args.curriculum != "none":
-            self.curriculum = Curriculum(self)
-            self.add_callback(self.curriculum)
+            self._start_curriculum()
+
+    def _start_curriculum(self) -> None:
+        self.curriculum = Curriculum(self)
+        self.add_callback(self.curriculum)
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args

@@ -49,6 +49,9 @@ def checked_texts(row: Mapping[str, Any], placeholders: Sequence[str] = ()) -> d
         if not texts["prompt"]:
             raise row_error(row, "chosen", "shares no prompt with 'rejected', and the row has no 'prompt'")
         check_answers({**row, **texts})
+    for name, value in texts.items():
+        if not isinstance(value, str) and not all("role" in message for message in value):
+            raise row_error(row, name, "has a message without a 'role'")
     for token in placeholders:
         for name in ("prompt", "chosen", "rejected"):
             # A plain prompt is taken as it stands, and says itself where its images go.
@@ -105,6 +108,11 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
             f"{name}: 'chosen' equals 'rejected' in {len(equal)} of {len(dataset)} rows (the first is row {equal[0]}). "
             "They are kept; their text term teaches nothing."
         )
+
+
+def has_image_column(dataset: Any) -> bool:
+    """Whether rows have a column for images; the first row of a stream says it for all."""
+    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
 
 
 def has_images(dataset: Any) -> bool:

@@ -83,13 +83,10 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _deepspeed_of(fields: Sequence[str]) -> Any:
-    """The `deepspeed` of the recipe, a path or the configuration itself."""
-    parts = [part for field in fields for part in (field.split("=", 1) if field.startswith("--config=") else [field])]
-    if "--config" not in parts[:-1]:
-        return None
-    # What is wrong with the recipe itself is said when it is parsed.
-    recipe = yaml.safe_load(Path(parts[parts.index("--config") + 1]).read_text(encoding="utf-8"))
-    return recipe.get("deepspeed") if isinstance(recipe, dict) else None
+    """The `deepspeed` of the recipe: a path, or the configuration itself as a mapping or a text."""
+    from ..train import with_recipe
+
+    return with_recipe(fields)[1].get("deepspeed")
 
 
 def engine_of(accelerate: str | None, deepspeed: str | Mapping[str, Any] | None, processes: int | None) -> Engine:
@@ -97,7 +94,7 @@ def engine_of(accelerate: str | None, deepspeed: str | Mapping[str, Any] | None,
 
     Args:
         accelerate: a configuration of accelerate, by name or path.
-        deepspeed: a configuration of DeepSpeed, a path or the mapping itself.
+        deepspeed: a configuration of DeepSpeed, a path or the mapping itself, perhaps as a text.
         processes: devices, where given.
 
     Raises:
@@ -112,9 +109,9 @@ def engine_of(accelerate: str | None, deepspeed: str | Mapping[str, Any] | None,
     own = settings.get("deepspeed_config") or {}
     deepspeed = deepspeed or own.get("deepspeed_config_file")
     if deepspeed:
-        zero = (deepspeed if isinstance(deepspeed, Mapping) else _mapping(Path(deepspeed))).get(
-            "zero_optimization"
-        ) or {}
+        if isinstance(deepspeed, str):
+            deepspeed = json.loads(deepspeed) if deepspeed.startswith("{") else _mapping(Path(deepspeed))
+        zero = deepspeed.get("zero_optimization") or {}
         away = [(zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]
         return _zero(count, machines, zero.get("stage", 0), away)
     if kind == "DEEPSPEED":

@@ -82,7 +82,21 @@ def findings(
     return found
 
 
-def _valid(looks: Sequence[Look], rows: int | None) -> Finding:
+def evaluation(looks: Sequence[Look], rows: int | None, max_length: int | None) -> Finding:
+    """Whether the rows to evaluate on can be used."""
+    found = _valid(looks, rows, "evaluation rows", "dataset_test_split")
+    lost = [look for look in looks if look.error is None and not look.has_room(max_length)]
+    if not lost:
+        return found
+    value = f"{found.value}\nno room for the answer, or not even for the image: {len(lost)} of {len(looks)} ({_named(lost)})"
+    advice = f"raise max_length to at least {max(look.length for look in lost)}, or set it to null"
+    advice = "; ".join(filter(None, [found.advice, advice]))
+    return Finding(
+        found.check, PROBLEM, value, advice, {**found.details, "without_room": [look.number for look in lost]}
+    )
+
+
+def _valid(looks: Sequence[Look], rows: int | None, name: str = "rows", split: str = "dataset_train_split") -> Finding:
     bad = [look for look in looks if look.error is not None]
     of = "of a stream" if rows is None else f"of {rows}"
     details = {
@@ -91,14 +105,12 @@ def _valid(looks: Sequence[Look], rows: int | None) -> Finding:
         "invalid": [{"row": look.number, "field": _field(look.error), "error": look.error} for look in bad],
     }
     if not looks:
-        return Finding(
-            "rows", PROBLEM, "the data set has no rows", "check dataset_name and dataset_train_split", details
-        )
+        return Finding(name, PROBLEM, "the data set has no rows", f"check dataset_name and {split}", details)
     if not bad:
-        return Finding("rows", OK, f"{len(looks)} {of} read, all valid", details=details)
+        return Finding(name, OK, f"{len(looks)} {of} read, all valid", details=details)
     errors = some(list(dict.fromkeys(look.error for look in bad)))
     value = f"{len(bad)} of the {len(looks)} rows that were read ({of}) cannot be used:\n{errors}"
-    return Finding("rows", PROBLEM, value, "training stops at the first of them; mend or remove them", details)
+    return Finding(name, PROBLEM, value, "training stops at the first of them; mend or remove them", details)
 
 
 def _field(error: str) -> str | None:

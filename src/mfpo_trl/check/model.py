@@ -15,10 +15,11 @@ from ..config import MFPOConfig
 from ..forward import unwrapped
 from ..layout import Layout, choose_layout, reads_rows
 from ..packing import FLAT
-from ..train import TrainModelConfig, freeze, part_of, peft_config
+from ..train import TrainModelConfig, check_name, freeze_parts, model_options, part_of, peft_config
+from ..weights import refuse_pickles
 from .table import OK, PROBLEM, WARNING, Finding
 
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = "*.safetensors"
 
 
 @dataclass
@@ -34,13 +35,6 @@ class Model:
     model: nn.Module
     adapter: bool
     targets: list[str]
-
-
-def check_name(settings: TrainModelConfig) -> None:
-    """Raise ValueError for a path that is not there; it would be looked up on the Hub, and the message say so."""
-    name = settings.model_name_or_path
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
-        raise ValueError(f"model_name_or_path is {name!r}, and there is no such folder")
 
 
 def processor_of(settings: TrainModelConfig, training: MFPOConfig) -> Any:
@@ -63,30 +57,41 @@ def processor_of(settings: TrainModelConfig, training: MFPOConfig) -> Any:
     return processor
 
 
+class Weightless:
+    """Stands for the class of a model: the same model on the meta device, with every name, shape and type and no weight."""
+
+    @staticmethod
+    def from_pretrained(name: str, **options: Any) -> PreTrainedModel:
+        """The model from its configuration.
+
+        Raises:
+            ValueError: its weights are pickles only.
+            Exception: there is no such configuration, or it is not that of a vision-language model.
+        """
+        refuse_pickles(name, options)
+        remote = bool(options.get("trust_remote_code"))
+        config = AutoConfig.from_pretrained(name, revision=options.get("revision"), trust_remote_code=remote)
+        dtype, kernel = options.get("dtype"), options.get("attn_implementation")
+        if dtype in (None, "auto"):
+            dtype = config.dtype or torch.float32
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(
+                config,
+                dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+                trust_remote_code=remote,
+                **({"attn_implementation": kernel} if kernel else {}),
+            )
+
+
 def skeleton(settings: TrainModelConfig, training: MFPOConfig) -> PreTrainedModel:
-    """The model from its configuration, on the meta device: every name, shape and type, no weight and no memory.
+    """The model of a training without weights and memory.
 
     Raises:
         Exception: there is no such configuration, or it is not that of a vision-language model.
     """
     check_name(settings)
-    given = dict(training.model_init_kwargs or {})
-    config = AutoConfig.from_pretrained(
-        settings.model_name_or_path,
-        revision=given.get("revision", settings.model_revision),
-        trust_remote_code=training.trust_remote_code,
-    )
-    dtype = given.get("dtype", settings.dtype)
-    if dtype in (None, "auto"):
-        dtype = config.dtype or torch.float32
-    kernel = given.get("attn_implementation", settings.attn_implementation)
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(
-            config,
-            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-            trust_remote_code=training.trust_remote_code,
-            **({"attn_implementation": kernel} if kernel else {}),
-        )
+    options = {"trust_remote_code": training.trust_remote_code, **model_options(settings, training)}
+    return Weightless.from_pretrained(settings.model_name_or_path, **options)
 
 
 def adapted(model: PreTrainedModel, settings: TrainModelConfig) -> Model:
@@ -97,12 +102,7 @@ def adapted(model: PreTrainedModel, settings: TrainModelConfig) -> Model:
     """
     config = peft_config(settings)
     if config is None:
-        if settings.load_in_4bit or settings.load_in_8bit:
-            raise ValueError("quantised weights cannot be trained; set use_peft: true, or load_in_4bit: false")
-        freeze(
-            model,
-            [part for part in ("vision tower", "projector") if getattr(settings, f"freeze_{part.replace(' ', '_')}")],
-        )
+        freeze_parts(model, settings)
         return Model(model, False, [])
     try:
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=True)
@@ -127,7 +127,7 @@ def available(settings: TrainModelConfig, model: PreTrainedModel) -> Finding:
     value = f"{name}: {type(model).__name__}, {count:,} parameters"
     details = {"parameters": count, "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch.")}
     folder = Path(name)
-    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+    if folder.is_dir() and not any(folder.glob(WEIGHTS)):
         return Finding("model", PROBLEM, f"{value}; the folder has no weights", "download or save them there", details)
     return Finding("model", OK, value, details=details)
 

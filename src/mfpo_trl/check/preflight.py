@@ -1,18 +1,30 @@
 """The checks of `mfpo check` in their order. Each stands by itself: one that fails is a finding and hides no other."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 
+from ..checkpoints import resume_point
+from ..hub import PushError, check_login
 from ..layout import Layout
 from ..packing import FLAT
-from ..train import load, parse, split_of
+from ..pushing import check_strategy
+from ..requirements import requirements
+from ..train import check_output, evaluates, hub_id, load, parse, split_of
 from . import data, memory, model, rows
+from .curriculum import order
 from .formulas import GIB, Engine
+from .rehearsal import rehearse
 from .step import tried
-from .table import PROBLEM, WARNING, Finding
+from .table import OK, PROBLEM, WARNING, Finding
+
+LONGEST = 800
+"""Characters of an error that are shown."""
 
 
 class Preflight:
@@ -33,7 +45,9 @@ class Preflight:
         self.script, self.training, self.settings = parse(self.fields)
         self.cuda = torch.cuda.is_available() and not self.training.use_cpu
         self.processor: Any = None
+        self.splits: Any = None
         self.dataset: Any = None
+        self.checkpoint: str | None = None
         self.model: model.Model | None = None
         self.adapted = False
         self.layout: Layout | None = None
@@ -52,23 +66,53 @@ class Preflight:
         if self.model is not None:
             of_model += _tried("adapter", self._adapt, "check use_peft, the lora_ fields and the freeze_ fields")
             of_model += _tried("layout", self._lay_out, "set prefix_sharing: auto")
-        yield from _tried("processor", self._process, "its files belong beside those of the model", name)
-        yield from _tried("data set", self._load, "check dataset_name, dataset_config and dataset_train_split")
+        found = [
+            *_tried("processor", self._process, "its files belong beside those of the model", name),
+            *_tried("data set", self._load, "check dataset_name, dataset_config and dataset_train_split"),
+        ]
+        found += _tried("resuming", self._resume, "training would stop here; mend this first")
         if self.dataset is not None:
-            yield from _tried("corruption", self._recipes, "mend the column or name a corruption for all rows")
-            yield from _tried("rows", self._look, "mend the data set or the fields of the corruption")
-        yield from of_model
+            found += _tried("corruption", self._recipes, "mend the column or name a corruption for all rows")
+            found += _tried("rows", self._look, "mend the data set or the fields of the corruption")
+            found += _tried("curriculum", self._order, "mend the difficulties, or set curriculum: none")
+        if self.splits is not None and evaluates(self.training):
+            found += _tried("evaluation rows", self._look_at_evaluation, "check dataset_test_split and eval_strategy")
+        found += of_model
+        for what, ask in self._surroundings():
+            found += _tried(what, ask, "training would stop here; mend this first")
+        if self.dataset is not None:
+            problems = [own.check for own in found if own.status == PROBLEM]
+            rehearsal = partial(self._rehearse, problems)
+            found += _unless_known(found, _tried("trainer", rehearsal, "training would stop here; mend this first"))
+        yield from found
         if self.adapted:
             yield from _tried("memory", self._reckon, "the other findings may say why")
         if try_forward == "yes" or (try_forward == "auto" and self.cuda):
             yield self._try()
+
+    def _surroundings(self) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+        """What is asked for itself: its name, and a call that fails where training would."""
+        training = self.training
+        asked = dict(requirements(training))
+        asked["output folder"] = partial(check_output, training.output_dir)
+        if training.push_to_hub:
+            asked["pushes"] = partial(check_strategy, training)
+            asked["hub"] = partial(check_login, hub_id(training), training.hub_token)
+        for what, ask in asked.items():
+            yield what, partial(_nothing, ask)
+
+    def _rehearse(self, problems: Sequence[str]) -> list[Finding]:
+        rehearse(self.fields, self.engine, problems)
+        left = " but for the problems above" if problems else ""
+        return [Finding("trainer", OK, f"can be built with these fields and data{left}")]
 
     def _process(self) -> list[Finding]:
         self.processor = model.processor_of(self.settings, self.training)
         return []
 
     def _load(self) -> list[Finding]:
-        self.dataset = split_of(load(self.script), self.script.dataset_train_split)
+        self.splits = load(self.script)
+        self.dataset = split_of(self.splits, self.script.dataset_train_split)
         return [data.columns(self.dataset)]
 
     def _build(self) -> list[Finding]:
@@ -102,6 +146,21 @@ class Preflight:
         context = self.model and model.positions(self.model)
         return data.findings(looks, total, self.training, self.processor is not None, context)
 
+    def _resume(self) -> list[Finding]:
+        training = self.training
+        self.checkpoint = resume_point(training.resume_from_checkpoint, training.output_dir, training.save_only_model)
+        return [Finding("resuming", OK, f"goes on from {self.checkpoint}")] if self.checkpoint else []
+
+    def _order(self) -> list[Finding]:
+        return order(self.training, self.dataset, self.engine.processes, self.checkpoint, bool(self.settings.use_peft))
+
+    def _look_at_evaluation(self) -> list[Finding]:
+        dataset = split_of(self.splits, self.script.dataset_test_split)
+        looker = rows.Looker(self.training, self.processor, self.dataset)
+        looks = [looker(number, row) for number, row in rows.read(dataset, self.rows)]
+        total = len(dataset) if isinstance(dataset, Dataset) else None
+        return [data.evaluation(looks, total, self.training.max_length)]
+
     def _size(self, look: rows.Look) -> int:
         return look.length if self.layout is None or self.layout.name == FLAT else look.size
 
@@ -132,10 +191,22 @@ def _tried(name: str, check: Callable[[], list[Finding]], advice: str, about: st
         yield from check()
     except Exception as error:
         said = " ".join(str(error).split())
-        if not isinstance(error, ValueError | OSError):
+        if not isinstance(error, ValueError | OSError | ImportError | PushError):
             # Whose message alone may say little.
             said = f"{type(error).__name__}: {said}"
         if about not in said:
             said = f"{about}: {said}"
-        said = said[:500] + ("…" if len(said) > 500 else "")
+        said = said[:LONGEST] + ("…" if len(said) > LONGEST else "")
         yield Finding(name, PROBLEM, said, advice, {"error": type(error).__name__})
+
+
+def _nothing(ask: Callable[[], Any]) -> list[Finding]:
+    """No finding where nothing is refused."""
+    ask()
+    return []
+
+
+def _unless_known(known: Sequence[Finding], found: Iterable[Finding]) -> list[Finding]:
+    """What is found, but for errors that are known: as another finding, or as that of one row."""
+    said = " ".join(" ".join(f"{own.value} {json.dumps(own.details)}".split()) for own in known)
+    return [own for own in found if own.status == OK or re.sub(r"^\w+_dataset(\[.*?\])?, ", "", own.value) not in said]

@@ -1,0 +1,53 @@
+"""What `mfpo check` finds about the order of the rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerState
+
+from ..checkpoints import TRAINER_STATE
+from ..config import MFPOConfig
+from ..curriculum import Plan
+from ..ranking import check_difficulties, describe, given_difficulties, plan, with_stages
+from ..staged import check_curriculum, kept_order, reference_of_stage
+from .table import OK, Finding
+
+
+def order(training: MFPOConfig, dataset: Any, processes: int, checkpoint: str | None, adapter: bool) -> list[Finding]:
+    """The stages of a curriculum, as training would cut them; nothing without one.
+
+    Args:
+        processes: that share a step.
+        checkpoint: that training would go on from, if any.
+        adapter: whether there is one.
+
+    Raises:
+        ValueError: training would refuse it.
+    """
+    check_curriculum(training, dataset)
+    if training.curriculum == "none":
+        return []
+    check_difficulties(training, dataset)
+    given = given_difficulties(training, dataset)
+    # Stages are of equal size whatever the difficulties are.
+    found = np.arange(len(dataset), dtype=np.float64) if given is None else given
+    made = plan(training, dataset, *with_stages(training, found), processes)
+    if checkpoint is not None and given is not None:
+        _resumed(training, made, checkpoint, adapter)
+    rows, steps = [len(stage.rows) for stage in made.stages], [int(own) for own in np.diff([0, *made.ends])]
+    how = (
+        f"by column {training.curriculum_column!r}" if given is not None else f"computed: {training.curriculum_score}"
+    )
+    value = "\n".join(describe(made)) if given is not None else f"{len(rows)} stages of {rows} rows, {steps} steps"
+    details = {"rows": rows, "steps": steps, "computed": given is None, "step_rows": made.step_rows}
+    return [Finding("curriculum", OK, f"{how}\n{value}", details=details)]
+
+
+def _resumed(training: MFPOConfig, made: Plan, checkpoint: str, adapter: bool) -> None:
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE)))
+    kept_order(state, made)
+    stage, whole = made.stage_of(state.global_step), state.global_step in made.ends
+    in_memory = not adapter and not training.precompute_ref_log_probs
+    if training.curriculum_reference == "stage" and in_memory and stage and not whole:
+        reference_of_stage(stage, checkpoint)
