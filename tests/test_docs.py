@@ -98,7 +98,8 @@ def commands(path: Path) -> list[list[str]]:
         lines += [
             line for line in COMMAND.findall(text_of(path)) if path.suffix != ".py" or re.search(r"--|\.py", line)
         ]
-    lines = [re.split(r"\s{2,}[(#]|\s#", line)[0].strip() for line in lines]
+    # A flag at its end is named, and its value is the reader's.
+    lines = [re.sub(r" --[\w-]+$", "", re.split(r"\s{2,}[(#]|\s#", line)[0].strip()) for line in lines]
     return [
         [STANDS_FOR.get(word, word) for word in shlex.split(line.replace("[", " ").replace("]", " "))]
         for line in lines
@@ -260,6 +261,7 @@ def flags(path: Path) -> list[list[str]]:
     """Runs of `--flag value ...` outside of commands."""
     if path.suffix == ".md":
         found = [span.replace("[", "").replace("]", "") for span in spans(path) if span.startswith("--")]
+        found += [span.split()[-1] for span in spans(path) if re.search(r"^\w.* --[\w-]+$", span)]
     else:
         lines = COMMAND.sub("", text_of(path)).splitlines()
         pattern = rf"--[a-z][\w-]*(?:[ =]{VALUE})*"
@@ -274,11 +276,21 @@ def settings(path: Path) -> list[tuple[str, object]]:
         if re.match(r"[a-z]\w*=[^=]", span):
             with suppress(SyntaxError):
                 found += [
-                    (own.arg, ast.literal_eval(own.value)) for own in ast.parse(f"f({span})").body[0].value.keywords
+                    (own.arg, ast.literal_eval(own.value))
+                    for own in ast.parse(f"f({span})").body[0].value.keywords
+                    if own.arg not in arguments_of(path)
                 ]
         elif path.suffix == ".md" and re.fullmatch(r"[a-z]\w+: [\w.]+", span):
-            found += yaml.safe_load(span).items()
+            found += [own for own in yaml.safe_load(span).items() if not str(own[1]).isupper()]
     return found
+
+
+@cache
+def arguments_of(path: Path) -> set[str]:
+    """Of the functions of a module, of which its docstrings may speak as they do of fields."""
+    tree = ast.parse(path.read_text()) if path.suffix == ".py" else ast.Module([], [])
+    names = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return names - set(MFPOConfig.__dataclass_fields__)
 
 
 def accepted(arguments: list[str]) -> list[str]:
@@ -343,20 +355,23 @@ def advised(path: Path) -> list[list[str]]:
 KINDS = {(path.parent.name == "methods", *path.stem.split("-")[-2:]): path for path in RECIPES}
 """A recipe of each method and way of training."""
 
+METHODS = ("mfpo", "mdpo", "rdpo", "dpo")
+
 SAID_OF = {
+    ("docs/data.md", "--corruption diffusion"): ["mfpo"],
     ("docs/method.md", "--corruption none"): ["rdpo"],
     ("docs/scaling.md", "--corruption swap"): [],  # named there as what a stream refuses
     ("recipes/README.md", "--ddp_backend gloo"): [],  # of several processes
 }
-"""The recipes that a page speaks of, where it does not speak of all."""
+"""The methods that a page speaks of, where it does not speak of all."""
 
 
 @pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in PAGES if advised(path)])
 def test_what_a_page_advises_goes_with_the_recipes(page, here):
     refused = {}
     for run in advised(ROOT / page):
-        of = SAID_OF.get((page, shlex.join(run)), [path.stem for path in KINDS.values()])
-        for recipe in [path for path in KINDS.values() if path.stem in of]:
+        of = SAID_OF.get((page, shlex.join(run)), METHODS)
+        for recipe in [path for path in KINDS.values() if set(path.stem.split("-")) & set(of)]:
             try:
                 trained(["--config", str(recipe), *run])
             except ValueError as error:
