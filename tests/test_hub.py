@@ -231,6 +231,7 @@ def test_what_training_and_building_push_comes_back(hub, tmp_path):
     check_models(hub, done)
     check_strategies(hub, done)
     check_data_set(hub, tmp_path, done)
+    check_cards(hub, tmp_path, done)
 
 
 def check_models(hub, done):
@@ -290,6 +291,17 @@ def check_data_set(hub, folder, done):
     again = push(hub, folder, folder / "set", "user/again", "--private")
     assert (again.returncode, again.stdout) == (0, f"{hub.url}/datasets/user/again\n")
     assert hub.files("user/again", "datasets") == files and hub.repos["datasets", "user/again"].private
+
+
+def check_cards(hub, folder, done):
+    """A card that is pushed is the trainer's, of every step, and tells no path; of an adapter's configuration it is said."""
+    pushed = list(hub.repos["models", "user/of-a-folder"].commits.values())[1:]
+    assert len(pushed) >= 3
+    for files in pushed:
+        card = files["README.md"].data.decode()
+        assert "## Objective" in card and str(folder) not in card
+    said = f"{folder / 'of-a-folder'}/adapter_config.json names the base model by a path, '{folder / 'base'}'"
+    assert said in done.stderr
 
 
 # The child
@@ -436,6 +448,7 @@ def from_the_hub(folder: Path) -> None:
             (source / file).write_text("".join(f"{json.dumps(row)}\n" for row in content))
         for n in range(rows):
             tiny.picture(n).save(source / f"{n}.png")
+        (source / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
         HfApi().create_repo(f"user/{name}", repo_type="dataset")
         HfApi().upload_folder(repo_id=f"user/{name}", folder_path=source, repo_type="dataset")
         output = folder / f"built-{name}"
@@ -443,9 +456,36 @@ def from_the_hub(folder: Path) -> None:
         assert main([*arguments, "--difficulty=mask-area"]) == (0 if rows else 1)
         report = json.loads((output / "report.json").read_text()) if rows else {"rows_out": 0}
         assert report["rows_out"] == rows
+        assert not rows or (output / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
+
+
+def of_a_folder(folder: Path) -> None:
+    """An adapter on a base model that is no one else's: PEFT puts an empty card with the base's path into its checkpoints."""
+    import tiny
+    from peft import LoraConfig
+
+    from mfpo_trl import MFPOConfig, MFPOTrainer
+
+    settings = {
+        **CPU,
+        "push_to_hub": True,
+        "hub_model_id": "user/of-a-folder",
+        "hub_always_push": True,
+        "save_steps": 1,
+    }
+    trainer = MFPOTrainer(
+        str(folder / "base"),
+        args=MFPOConfig(str(folder / "of-a-folder"), **settings),
+        train_dataset=tiny.dataset(8),
+        peft_config=LoraConfig(target_modules=["q_proj"], r=2),
+    )
+    trainer.train()
+    assert str(folder / "base") in (folder / "of-a-folder" / "checkpoint-2" / "README.md").read_text()
+    trainer.push_to_hub()
 
 
 if __name__ == "__main__":
     trained(Path(sys.argv[1]))
     strategies(Path(sys.argv[1]))
     built(Path(sys.argv[1]))
+    of_a_folder(Path(sys.argv[1]))

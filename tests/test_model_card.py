@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import BitsAndBytesConfig
 from trl import DPOTrainer
 
-from mfpo_trl import MFPOConfig, MFPOTrainer, card_curves
+from mfpo_trl import MFPOConfig, MFPOTrainer, card_curves, model_card
 from mfpo_trl.card_curves import series, write_curves
 from mfpo_trl.card_facts import describe_devices, describe_engine, describe_time, duration
 from mfpo_trl.card_scores import Scores, evaluation_results, read_scores
@@ -93,6 +93,15 @@ def test_the_card_tells(card, words):
 def test_the_card_keeps_secrets_and_is_whole(card, tmp_path_factory):
     assert "hf_secret" not in card and str(tmp_path_factory.getbasetemp()) not in card
     assert "{" not in card.split("```")[0]
+
+
+def test_a_push_in_the_background_finds_a_whole_card_or_none(tmp_path, monkeypatch):
+    """Nothing of TRL's own card is there while ours is being written."""
+    seen = []
+    monkeypatch.setattr(model_card, "write_curves", lambda folder, log: seen.append(sorted(os.listdir(folder))))
+    found = written(tmp_path)
+    assert "## Objective" in found and len(seen) == 1 and "README.md" not in seen[0]
+    assert "_README.md" not in os.listdir(tmp_path / "my-model")
 
 
 def test_a_local_data_set_and_terms_that_were_not_trained(tmp_path):

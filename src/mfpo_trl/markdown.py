@@ -1,7 +1,9 @@
-"""Words of others on a card: nothing in them is read as Markdown or HTML."""
+"""Words of others on a card: nothing in them is read as Markdown or HTML, and no path is told."""
 
+import json
 import os
 import re
+from pathlib import Path
 
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
@@ -18,3 +20,10 @@ def plain(text: str) -> str:
 def hub_id(name: str | None) -> str | None:
     """The name where it can be an id on the Hub; None for a path, which is nobody else's business and leads nowhere."""
     return name if name and HUB_ID.fullmatch(name) and not os.path.exists(name) else None
+
+
+def local_base(folder: Path) -> str | None:
+    """The path of the base model that an adapter's configuration names; None where it is an id on the Hub, or no adapter."""
+    path = folder / "adapter_config.json"
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
+    return base if base and not hub_id(base) else None

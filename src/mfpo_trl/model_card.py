@@ -1,7 +1,9 @@
 """What is written beside the weights."""
 
+import copy
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
@@ -89,17 +91,30 @@ TRL:
 """
 
 
-def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_name: str | None) -> None:
-    """Rewrite the text of the card that TRL has just written, keeping its metadata and its links to the trackers.
+def write_model_card(
+    trainer: "MFPOTrainer",
+    of_trl: Callable[..., None],
+    model_name: str | None,
+    dataset_name: str | None,
+    tags: str | list[str] | None,
+) -> None:
+    """Write the card of a training: TRL's metadata and its links to the trackers, and a text of our own.
+
+    A push in the background may read it meanwhile, and finds a whole one.
 
     Args:
         trainer: whose settings are told.
+        of_trl: `create_model_card` of TRL.
         model_name: title of the card; the output folder's name when None.
-        dataset_name: id of the data set; what the data set says of itself when None.
+        dataset_name: id of the data set; what the data set says of itself when None, or when it is a path.
+        tags: for the Hub; `license:...` names the licence.
     """
+    if not trainer.is_world_process_zero():
+        return
+    if dataset_name is not None and os.path.exists(dataset_name):
+        dataset_name = None  # a local path is nobody else's business
     folder = trainer.args.output_dir
-    path = os.path.join(folder, "README.md")
-    card = ModelCard.load(path)
+    card = _card_of_trl(trainer, of_trl, model_name, dataset_name, tags)
     data = card.data
     if hasattr(data, "licence"):
         del data.licence  # TRL's placeholder; the licence is the user's to name
@@ -117,7 +132,21 @@ def write_model_card(trainer: "MFPOTrainer", model_name: str | None, dataset_nam
     card.text = card_text(
         trainer, data.model_name, dataset, f"{badges}\n\n" if badges else "", data.license, picture, scores
     )
-    card.save(path)
+    unfinished = os.path.join(folder, "_README.md")
+    card.save(unfinished)
+    os.replace(unfinished, os.path.join(folder, "README.md"))
+
+
+def _card_of_trl(trainer: "MFPOTrainer", of_trl: Callable[..., None], *named: Any) -> ModelCard:
+    args = trainer.args
+    with TemporaryDirectory() as folder:
+        trainer.args = copy.copy(args)
+        trainer.args.output_dir = folder
+        try:
+            of_trl(*named)
+        finally:
+            trainer.args = args
+        return ModelCard.load(os.path.join(folder, "README.md"))
 
 
 def card_text(

@@ -89,8 +89,9 @@ def push_checkpoint(trainer: "MFPOTrainer", folder: str) -> None:
         return
     _wait(trainer)
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-    # Beside the card, where no limit of checkpoints removes it.
-    for name in files_to_push(Path(folder), MODEL_FILES):
+    # Beside the card, where no limit of checkpoints removes it. An adapter's checkpoint has a card of PEFT's, which is empty
+    # but for the base model, and names that by its path.
+    for name in set(files_to_push(Path(folder), MODEL_FILES)) - {"README.md"}:
         target = Path(args.output_dir, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(Path(folder, name), target)

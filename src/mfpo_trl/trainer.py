@@ -1,6 +1,5 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
-import os
 from typing import Any
 
 import torch
@@ -413,8 +412,4 @@ class MFPOTrainer(DPOTrainer):
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL's model card, with what was trained on, with which terms and with which dispreferred images."""
-        if dataset_name is not None and os.path.exists(dataset_name):
-            dataset_name = None  # a local path is nobody else's business
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            write_model_card(self, model_name, dataset_name)
+        write_model_card(self, super().create_model_card, model_name, dataset_name, tags)
