@@ -3,6 +3,7 @@
 `FOLDER DEED`, where the deed is `exit=N` or `die=SIGNAL` on rank 1 or the only process, or `wait`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +31,12 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, catch)
-    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    lines = []
+    # Above this one are accelerate's launcher and the process that waits.
+    waiting = psutil.Process().parents()[1]
+    for process in (waiting, *waiting.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            lines.append(" ".join(process.cmdline()))
     seen = {"pid": os.getpid(), "fields": fields, "arguments": arguments, "command_lines": lines}
     Path(folder, f"rank-{rank}.part").write_text(json.dumps(seen | {"inherited": FIELDS in os.environ}))
     # With all of its content, or not yet.

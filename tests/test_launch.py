@@ -125,7 +125,7 @@ def test_how_a_launched_training_is_told_and_ends(kind, deed, sent, status, conf
     for rank in seen:
         assert rank["fields"] == [str(tmp_path), deed, *FORMS] and rank["arguments"] == [] and not rank["inherited"]
         shown = [*rank["command_lines"], said]
-        assert any("launched" in line for line in shown) and not any(
+        assert sum("launched" in line for line in shown) >= 2 and not any(
             token in line for line in shown for token in TOKENS
         )
 
@@ -137,6 +137,15 @@ def test_a_signal_before_there_is_a_training_ends_the_launcher(configuration, la
     os.kill(own.process.pid, signal.SIGINT)
     assert own.end() == (130, "")
     assert not child.is_running() and not (tmp_path / "rank-0.json").exists()
+
+
+def test_what_is_ignored_is_not_handed_on():
+    """As under `nohup`, or in a script's background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert launch._heeded() == [own for own in launch.FORWARDED if own != signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_accelerate_refuses_is_one_line(configuration, launched, tmp_path):

@@ -235,6 +235,9 @@ def embedding_vectors(model_or_path: Any, tokenizer: Any) -> Vectors:
         model_or_path: a transformers model or its embedding, or the folder or name of a vision-language model; from the
             latter the whole model is read once and only its embeddings are kept.
         tokenizer: the model's tokenizer, or a processor that holds one. A phrase without tokens gets zeros.
+
+    Raises:
+        ValueError: the model's weights are pickles only.
     """
     if isinstance(model_or_path, str) or hasattr(model_or_path, "__fspath__"):
         from transformers import AutoModelForImageTextToText
