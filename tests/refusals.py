@@ -139,6 +139,14 @@ DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     ),
     "one picture": lambda _: of_one_picture(),
     "some without regions": lambda _: good(key_regions=[]),
+    "a recipe of nothing": lambda _: every(corruption='{"corruption": "none"}'),
+    "a recipe that needs regions": lambda _: every(corruption='{"corruption": "black", "region": "key"}'),
+    "a recipe of words": lambda _: every(corruption="blur it"),
+    "a recipe without a name": lambda _: every(corruption='{"corruption": 5}'),
+    "a recipe with a list": lambda _: every(corruption='{"corruption": "blur", "kwargs": [1]}'),
+    "a recipe for elsewhere": lambda _: every(corruption='{"corruption": "blur", "region": "elsewhere"}'),
+    "a recipe of half a seed": lambda _: every(corruption='{"corruption": "blur", "seed": 0.5}'),
+    "a recipe of something else": lambda _: every(corruption='{"colour": "red"}'),
     "regions of text": lambda _: every(key_regions="the dog"),
     "regions of one for two images": lambda _: every(
         images=[tiny.picture(0), tiny.picture(1)], key_regions=[[2, 2, 9, 9]], prompt=say("compare")
@@ -215,8 +223,9 @@ REFUSALS = [
     ),
     Refusal("the blur's sigma is a share", """--corruption blur --corruption_kwargs '{{"sigma": 3}}'"""),
     Refusal("corruption {} cannot use {}", """--corruption crop --corruption_kwargs '{{"scale": 5}}'"""),
-    Refusal("corruption {} has no option {}", """--corruption_kwargs '{{"steps": 5}}'"""),
+    Refusal("corruption {} has no option {}", """--corruption blur --corruption_kwargs '{{"steps": 5}}'"""),
     Refusal("unknown corruption {}", "--corruption difusion"),
+    Refusal("no corruption has an option", """--corruption_kwargs '{{"sharpness": 1}}'"""),
     # Fields of a recipe and of the command line
     Refusal("must hold a YAML mapping of fields", recipe="- a", at="fields.read_recipe"),
     Refusal("has an unknown key", recipe="image_loss_wieght: 1"),
@@ -226,6 +235,8 @@ REFUSALS = [
     Refusal("a field cannot be used", recipe="accelerator_config: {splits: 1}"),
     Refusal("--config needs the path of a recipe", "--config"),
     # The model and the adapter
+    Refusal("are pickles only", model="pickled"),
+    Refusal("model_init_kwargs has use_safetensors=False", """--model_init_kwargs '{{"use_safetensors": false}}'"""),
     Refusal("and there is no such folder", "--model_name_or_path ./no/such/folder"),
     Refusal("freeze_vision_tower=False is of full fine-tuning", f"{LORA} --freeze_vision_tower false"),
     Refusal("quantised weights cannot be trained", "--load_in_4bit"),
@@ -265,9 +276,12 @@ REFUSALS = [
         prepare=a_stage_without_its_model,
     ),
     Refusal("the Hub needs a token with write access", "--push_to_hub"),
+    Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy checkpoint"),
+    Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy all_checkpoints"),
     # How it is launched
     Refusal("--accelerate-config {} is not known", "--accelerate-config zero4"),
     Refusal("{} needs a value", "--accelerate-config", at="launch.split"),
+    Refusal("the launcher starts processes on other machines itself", "--accelerate-config {folder}/pdsh.yaml"),
     Refusal("is for one process; take --accelerate-config ddp", "--accelerate-config single_gpu --num-processes 2"),
     # Which data
     Refusal("there is no folder or file {} here", "--dataset_name not-yet-built"),
@@ -328,7 +342,7 @@ REFUSALS = [
         "texts",
     ),
     # Rows
-    Refusal("{} has no rows", data="empty", at="validation.check_dataset"),
+    Refusal("{} has no rows", data="empty", at="validation.check_dataset", found="the data set has no rows"),
     Refusal("has no column {}, only {}; a preference row needs", data="no answer column"),
     Refusal("must hold a list of images; call a single image", data="one image called images"),
     Refusal("is missing; a preference row needs both", data="no answer"),
@@ -367,10 +381,18 @@ REFUSALS = [
         "texts",
     ),
     # Dispreferred images
-    Refusal("is missing, and corruption='none' makes none", "--corruption none"),
+    Refusal("is missing, and {}'none' makes none", "--corruption none"),
+    Refusal("is missing, and {}'none' makes none", data="a recipe of nothing"),
     Refusal("corruption='swap' takes another row's image", "--corruption swap --dataset_streaming"),
     Refusal("no other image to swap in was found", "--corruption swap", "one picture"),
     Refusal("is empty; corruption_region='key' needs a region", "--corruption_region key", "some without regions"),
+    Refusal("is empty, and the row's recipe asks for region 'key'", data="a recipe that needs regions"),
+    Refusal("is not JSON: {}; {}", data="a recipe of words"),
+    Refusal("corruption is {}; expected a name", data="a recipe without a name"),
+    Refusal("expected options of the corruption by their names", data="a recipe with a list"),
+    Refusal("region is {}; expected", data="a recipe for elsewhere"),
+    Refusal("seed is {}; expected a whole number", data="a recipe of half a seed"),
+    Refusal("expected 'corruption' and any of", data="a recipe of something else", at="dispreferred.row_recipe"),
     Refusal("found the text {}", data="regions of text"),
     Refusal("found one list of regions for {} images", data="regions of one for two images"),
     Refusal("lists of regions for {} image(s)", data="three regions for one image"),
@@ -450,6 +472,22 @@ THEIRS = [
     ),
     Refusal("is not supported, only azure_ml", "--report_to paper"),
     Refusal("--tf32 requires Ampere", "--tf32 true"),
+    Refusal(
+        "evaluation strategy {} requires either non-zero",
+        "--eval_strategy steps --logging_strategy no --logging_steps 0",
+    ),
+    Refusal(
+        "`args.metric_for_best_model` must be provided", "--eval_strategy steps --save_strategy best", "evaluation"
+    ),
+    Refusal(
+        "You set `quantization_config` both as",
+        f"""{LORA} --load_in_4bit --model_init_kwargs '{{{{"quantization_config": {{{{"load_in_4bit": true}}}}}}}}'""",
+    ),
+    Refusal(
+        "The `AcceleratorConfig`'s `num_steps` is set",
+        "--gradient_accumulation_steps 2 "
+        """--accelerator_config '{{"gradient_accumulation_kwargs": {{"num_steps": 2}}}}'""",
+    ),
 ]
 """Refusals of TRL and transformers that a flag meets."""
 
@@ -463,7 +501,10 @@ OWN = "an option of mfpo check itself, or a file that only it reads"
 LATER = {
     "_trl.check_contract": "another version of TRL, which the installation excludes",
     "_trl.policy_to_reference": RUNNING,
+    "_trl.check_attributes": "another version of TRL, which the installation excludes",
     "arguments.as_mfpo_config": API,
+    "arguments.loading: `ref_model` must be a model": API,
+    "arguments.check_arguments: context and sequence parallelism": API,
     "arguments.check_arguments: compute_metrics reads the logits": API,
     "arguments.check_arguments: include_for_metrics='inputs' would hand": API,
     "branches.check_scored": API,
@@ -472,12 +513,13 @@ LATER = {
     "check.command.parse_options": OWN,
     "check.command._zero": OWN,
     "check.command._mapping": OWN,
+    "check.preflight.check_devices": "how mfpo train is started, which TRL and accelerate refuse in words of their own",
     "check.model.processor_of": "mfpo train says it in the words of transformers, which are among THEIRS",
     "collator.MFPOCollator.__post_init__": API,
     "collator.MFPOCollator._encode_prompt: is empty; there is nothing to answer": "a template that writes nothing at all",
     "collator._with_remote_files.fetched": "an archive on the web that cannot be read",
     "curriculum.stages": API,
-    "dispreferred.DispreferredImages._donor: corruption='swap' needs rows": "images to evaluate on, and none to train on",
+    "dispreferred.DispreferredImages._donor: corruption='swap' needs stored rows": "images to evaluate on, and none to train on",
     "hub.push": RUNNING,
     "hub.check_folder": RUNNING,
     "hub._check_shards": RUNNING,
@@ -502,3 +544,42 @@ LATER = {
     "trainer.MFPOTrainer.prediction_step": API,
 }
 """`module.function`, or `module.function: words`, of the raises that are not in `REFUSALS`, and why."""
+
+ENGINE = "needs an engine that runs; mfpo check reckons with it in one process"
+ELSEWHERE = "of hardware or versions that are not those of this package"
+
+THEIRS_LATER = {
+    "`train_dataset` is required": API,
+    "`train_dataset` must be a `Dataset`": API,
+    "You passed `quantization_config` to the trainer, but your model is already": API,
+    "`model` and `ref_model` cannot be the same object": API,
+    "The `processing_class` must be either": API,
+    "You passed `peft_config` but the `peft` library is not": "peft is installed with this package",
+    "`peft_config` must be a `peft.PeftConfig` instance": API,
+    "You passed a `PeftModel` instance together": API,
+    "Prefix tuning requires `peft>=0.18.0`": ELSEWHERE,
+    "does not seem to be a vision-language model": "its processor is missing, and transformers says so first, which is in THEIRS",
+    "`precompute_ref_log_probs=True` is not supported for vision datasets": "this package does it",
+    "does not support `nn.DataParallel`": "needs several GPUs; check.preflight.check_devices finds them, as test_several_devices shows",
+    "`liger_kernel_config={": "needs liger-kernel, which is asked for first",
+    "lr_scheduler_type reduce_lr_on_plateau requires torch": ELSEWHERE,
+    "Tried passing in a callable to `accelerator_config`": API,
+    "`Trainer` requires either a `model` or `model_init`": API,
+    "cannot be used as is for training: it only computes hidden states": API,
+    "Using --fsdp xxx together with --deepspeed": ENGINE,
+    "Resuming is not supported for models sharded at load time": ENGINE,
+    "FSDPv2 requires `torch_xla`": ELSEWHERE,
+    "SageMaker Model Parallelism": ELSEWHERE,
+    "When using `batch_eval_metrics`": API,
+    "You have set `args.eval_strategy` to": "train.split_of refuses before",
+    "Passing both `optimizers` and": API,
+    "Passing a `model_init` is incompatible": API,
+    "The model and the optimizer parameters are not on the same": ELSEWHERE,
+    "Passing `optimizers` is not allowed": API,
+    "The `data_collator` should be a simple callable": API,
+    "`fsdp_config['activation_checkpointing']`": ENGINE,
+    "can't be used with `save_only_model` along with": ENGINE,
+    "`auto_find_batch_size` isn't supported yet with DeepSpeed": ENGINE,
+    "save_only_model option is not compatible with FSDP": ENGINE,
+}
+"""Words of what TRL and transformers refuse, in the functions of `test_refusals.THEIR_FUNCTIONS`, and why it is not in `THEIRS`."""

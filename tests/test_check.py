@@ -13,7 +13,7 @@ import pytest
 import test_memory
 import tiny
 import torch
-from datasets import Dataset, Features, Image, List
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from scaling import LLAVA_7B
 from transformers import AutoProcessor
@@ -220,10 +220,13 @@ def test_rows_without_images(checked):
     status, found = checked(rows(change=lambda row: row.update(images=[])))
     assert status == 0 and found["rejected images"]["details"]["without_images"] == 1
     bare = tiny.dataset(4).remove_columns("images")
-    status, found = checked(bare)
+    status, found = checked(bare, "--curriculum", "none")
     assert status == 0 and statuses(found) == {"rejected images": "warning"}
-    status, found = checked(bare, "--text_loss_weight", "0", "--anchor_loss_weight", "0")
-    assert status == 1 and statuses(found) == {"rejected images": "problem"}
+    status, found = checked(bare, "--curriculum", "none", "--text_loss_weight", "0", "--anchor_loss_weight", "0")
+    assert status == 1 and statuses(found) == {"rejected images": "problem", "trainer": "problem"}
+    # Which the recipe's curriculum cannot rank.
+    status, found = checked(bare)
+    assert status == 1 and statuses(found, "rejected images") == {"curriculum": "problem"}
 
 
 def test_regions_that_nobody_reads(checked):
@@ -273,8 +276,52 @@ def test_a_missing_image(checked, folder):
 
 
 def test_a_stream(checked):
-    status, found = checked("good.parquet", "--dataset_streaming", "--precompute_ref_log_probs", "false")
+    """It has no rows to rank, to cache or to count: what training refuses is found, and no more."""
+    stream = ["--dataset_streaming"]
+    for fields, words in (
+        ([], "curriculum='staged' needs a map-style data set"),
+        (["--curriculum", "none"], "precompute_ref_log_probs=True needs map-style data sets"),
+        (["--precompute_ref_log_probs", "false"], "max_steps has to be specified"),
+    ):
+        stream += fields
+        status, found = checked("good.parquet", *stream)
+        assert status == 1 and any(words in own["value"] for own in found.values()), words
+    status, found = checked("good.parquet", *stream, "--max_steps", "2")
     assert status == 0 and not statuses(found) and found["rows"]["details"]["rows"] is None
+
+
+def test_the_stages_of_a_curriculum(checked):
+    """Eight rows in thirds, three passes over each, 32 rows a step: one step a stage; over four devices the same."""
+    status, found = checked("good.parquet")
+    details = found["curriculum"]["details"]
+    assert status == 0 and details == {"rows": [3, 3, 2], "steps": [1, 1, 1], "computed": True, "step_rows": 32}
+    _, found = checked("good.parquet", "--num-processes", "4", "--gradient_accumulation_steps", "1")
+    assert found["curriculum"]["details"]["step_rows"] == 16
+    data = tiny.dataset(
+        4, {**tiny.BOXES, "difficulty": Value("float32")}, key_regions=tiny.boxes, difficulty=lambda n: n / 2
+    )
+    status, found = checked(data)
+    assert status == 0 and not found["curriculum"]["details"]["computed"]
+    assert "Stage 1 of 3: 2 rows, difficulty 0 to 0.5, 3 epoch(s), 1 steps." in found["curriculum"]["value"]
+
+
+def test_rows_to_evaluate_on(checked, folder):
+    """Every fault of theirs, and room for their answers."""
+    split = folder / "split"
+    split.mkdir(exist_ok=True)
+    tiny.dataset(8, tiny.BOXES, key_regions=tiny.boxes).to_parquet(split / "train.parquet")
+    rows(change=lambda row: row.update(chosen=[])).to_parquet(split / "test.parquet")
+    status, found = checked("split", "--eval_strategy", "epoch")
+    assert status == 1 and statuses(found) == {"evaluation rows": "problem"}
+    assert [row["row"] for row in found["evaluation rows"]["details"]["invalid"]] == [1]
+    rows().to_parquet(split / "test.parquet")
+    status, found = checked("split", "--eval_strategy", "epoch")
+    assert status == 0 and found["evaluation rows"]["value"] == "4 of 4 read, all valid"
+    status, found = checked("split", "--eval_strategy", "epoch", "--max_length", "16")
+    assert status == 1 and found["evaluation rows"]["details"]["without_room"] == [0, 1, 2, 3]
+    # Nobody reads them.
+    status, found = checked("split")
+    assert status == 0 and "evaluation rows" not in found
 
 
 @pytest.mark.parametrize(("name", "right"), [("key_region", "key_regions"), ("rejected_img", "rejected_image")])

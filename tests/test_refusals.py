@@ -2,11 +2,14 @@
 
 import ast
 import importlib.metadata
+import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +17,19 @@ from typing import NamedTuple
 import pytest
 import refusals
 import tiny
+import torch
 import transformers
 from datasets import DatasetDict
-from refusals import BASE, DATA, LATER, REFUSALS, THEIRS, Refusal
+from refusals import BASE, DATA, LATER, REFUSALS, THEIRS, THEIRS_LATER, Refusal
+from safetensors.torch import load_file
+from test_distributed import ENGINES, build_deepspeed_extension
 from transformers.training_args import OptimizerNames
+from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from mfpo_trl import train
 from mfpo_trl.check import command
+from mfpo_trl.check.formulas import Engine
+from mfpo_trl.check.preflight import check_devices
 
 SOURCE = Path(train.__file__).parent
 TABLE = (
@@ -39,6 +48,10 @@ def folder(tmp_path_factory):
     tiny.save_pretrained(folder / "model", template=tiny.LLAVA_TEMPLATE)
     tiny.model().save_pretrained(folder / "without_processor")
     tiny.tokenizer().save_pretrained(folder / "without_processor")
+    shutil.copytree(folder / "model", folder / "pickled")
+    torch.save(load_file(folder / "model" / "model.safetensors"), folder / "pickled" / "pytorch_model.bin")
+    (folder / "pickled" / "model.safetensors").unlink()
+    (folder / "pdsh.yaml").write_text("distributed_type: DEEPSPEED\nnum_machines: 2\nnum_processes: 2\n")
     tiny.model().save_pretrained(folder / "without_end")
     processor = tiny.processor(tiny.LLAVA_TEMPLATE)
     processor.tokenizer.eos_token = None
@@ -51,6 +64,10 @@ def data(folder: Path, name: str) -> Path:
     path = folder / "data" / name.replace(" ", "-")
     if not path.exists():
         made = DATA[name](folder)
+        if not any(map(len, made.values() if isinstance(made, DatasetDict) else [made])):
+            # Which a Parquet file without rows is no data set for.
+            made.save_to_disk(path)
+            return path
         path.mkdir(parents=True)
         for split, rows in (made if isinstance(made, DatasetDict) else {"train": made}).items():
             rows.to_parquet(path / f"{split}.parquet")
@@ -135,6 +152,37 @@ def test_nothing_is_left_behind(folder, tmp_path, capsys):
     """The rehearsal makes no folder, pushes nothing and starts no reporter."""
     status, _ = checked(written(Refusal("", ""), folder, tmp_path / "out"), capsys)
     assert status == 0 and not list(tmp_path.iterdir())
+
+
+def test_the_engines_refusal(folder, tmp_path, capsys):
+    """What depends on the engine, by an engine that runs, in one process."""
+    configuration = {
+        **ENGINES["zero2"],
+        "num_machines": 1,
+        "num_processes": 1,
+        "mixed_precision": "no",
+        "use_cpu": True,
+    }
+    (tmp_path / "zero2.json").write_text(json.dumps(configuration))
+    fields = "--use_peft --curriculum staged --curriculum_reference stage --ddp_backend gloo"
+    build_deepspeed_extension()
+    argv = written(Refusal("", fields, "difficult"), folder, tmp_path / "out")
+    argv += ["--accelerate-config", str(tmp_path / "zero2.json")]
+    status, found = checked(argv, capsys)
+    words = (
+        "curriculum_reference='stage' copies the policy's weights into the reference, which is not done for the shards"
+    )
+    assert status == 1 and words in found
+    done = subprocess.run([sys.executable, "-m", "mfpo_trl.cli", "train", *argv], capture_output=True, text=True)
+    assert done.returncode == 2 and words in flat(done.stderr), done.stderr[-2000:]
+
+
+def test_several_devices():
+    """That one process sees, where TRL refuses to copy the model to them."""
+    check_devices(Engine(), 1)
+    check_devices(Engine(4), 4)
+    with pytest.raises(ValueError, match="one process sees 4 CUDA devices.* --num-processes 4"):
+        check_devices(Engine(), 4)
 
 
 # Packages that are not installed
@@ -299,7 +347,7 @@ def ours() -> list[Raise]:
 
 
 def longest(one: Raise) -> str:
-    return max(one.text.split("{}"), key=len).strip()
+    return max(one.text.split("{}"), key=len).strip()[:60].strip()
 
 
 def test_no_refusal_is_forgotten():
@@ -332,3 +380,34 @@ def test_every_line_of_the_tables_means_one_raise():
         function, _, words = line.partition(": ")
         met = [one for one in ours() if one.function == function and words in one.text]
         assert met, f"nobody raises {line!r} any more: take it out of LATER"
+
+
+THEIR_FUNCTIONS = (
+    DPOConfig.__post_init__,
+    DPOTrainer.__init__,
+    DPOTrainer._compute_loss,
+    ModelConfig.__post_init__,
+    transformers.TrainingArguments.__post_init__,
+    transformers.TrainingArguments._validate_args,
+    transformers.Trainer.__init__,
+    transformers.Trainer._validate_args,
+    transformers.Trainer.create_accelerator_and_postprocess,
+)
+"""Where TRL and transformers look at what a command line gives."""
+
+
+def test_no_refusal_of_theirs_is_forgotten():
+    """So that a new version that refuses more is looked at."""
+    found = []
+    for function in THEIR_FUNCTIONS:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        found += raises(tree, function.__qualname__, function.__qualname__)
+    known = [*(refusal.words for refusal in THEIRS), *THEIRS_LATER]
+    for one in found:
+        assert one.says_nothing or any(words in one.text for words in known), (
+            f"{one.place} raises: {one.text}\nadd it to THEIRS in tests/refusals.py, or to THEIRS_LATER with the reason"
+        )
+    for words in THEIRS_LATER:
+        assert any(words in one.text for one in found), (
+            f"nobody raises {words!r} any more: take it out of THEIRS_LATER"
+        )

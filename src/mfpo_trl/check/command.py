@@ -154,18 +154,35 @@ def run(options: argparse.Namespace, fields: Sequence[str], engine: Engine) -> l
     Raises:
         ValueError: fields that cannot be used.
     """
-    # As one process of a training sees them; the trainer refuses several.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     import torch
 
+    devices = torch.cuda.device_count()
+    # As one process of a training sees them.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     from .preflight import Preflight
 
+    if options.accelerate_config or engine.processes > 1:
+        # The backend of processes that talk to each other, of which there is one here.
+        fields = _without("--ddp_backend", fields)
     # With it DeepSpeed would look for its other processes; `engine` has what it says.
     fields = [*fields, "--deepspeed", ""]
     if not torch.accelerator.is_available():
         # A login node without a device checks for one that has some.
         fields += ["--use_cpu", "true"]
-    return list(Preflight(fields, engine, options.rows, options.gpu_memory).findings(options.try_forward))
+    preflight = Preflight(fields, engine, options.rows, options.gpu_memory, devices)
+    return list(preflight.findings(options.try_forward))
+
+
+def _without(option: str, fields: Sequence[str]) -> list[str]:
+    """The command line without an option and its value."""
+    kept, parts = [], iter(fields)
+    for part in parts:
+        name, equals, _ = part.partition("=")
+        if name.replace("-", "_") != option.replace("-", "_"):
+            kept.append(part)
+        elif not equals:
+            next(parts, None)
+    return kept
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import is_deepspeed_available
 from datasets import Dataset
 
 from ..checkpoints import resume_point
@@ -35,13 +36,22 @@ class Preflight:
         engine: on which devices it would run.
         rows: how many to look at.
         gpu_memory: GiB of a device; that of this machine's where None.
+        devices: CUDA devices that `mfpo train` would see here.
 
     Raises:
         ValueError: fields that cannot be used.
     """
 
-    def __init__(self, fields: Sequence[str], engine: Engine, rows: int = 256, gpu_memory: float | None = None):
+    def __init__(
+        self,
+        fields: Sequence[str],
+        engine: Engine,
+        rows: int = 256,
+        gpu_memory: float | None = None,
+        devices: int = 0,
+    ):
         self.fields, self.engine, self.rows, self.gpu_memory = list(fields), engine, rows, gpu_memory
+        self.devices = devices
         self.script, self.training, self.settings = parse(self.fields)
         self.cuda = torch.cuda.is_available() and not self.training.use_cpu
         self.processor: Any = None
@@ -94,6 +104,7 @@ class Preflight:
         """What is asked for itself: its name, and a call that fails where training would."""
         training = self.training
         asked = dict(requirements(training))
+        asked["devices"] = partial(check_devices, self.engine, 0 if training.use_cpu else self.devices)
         asked["output folder"] = partial(check_output, training.output_dir)
         if training.push_to_hub:
             asked["pushes"] = partial(check_strategy, training)
@@ -198,6 +209,25 @@ def _tried(name: str, check: Callable[[], list[Finding]], advice: str, about: st
             said = f"{about}: {said}"
         said = said[:LONGEST] + ("…" if len(said) > LONGEST else "")
         yield Finding(name, PROBLEM, said, advice, {"error": type(error).__name__})
+
+
+def check_devices(engine: Engine, devices: int) -> None:
+    """What the engine needs here.
+
+    Args:
+        devices: CUDA devices that a process sees before a launcher gives it one.
+
+    Raises:
+        ImportError: DeepSpeed is not installed.
+        ValueError: one process would get several devices.
+    """
+    if engine.deepspeed and not is_deepspeed_available():
+        raise ImportError("DeepSpeed is not installed; run `pip install deepspeed`")
+    if engine.processes == 1 and devices > 1:
+        raise ValueError(
+            f"one process sees {devices} CUDA devices, and a trainer takes one; add --accelerate-config ddp "
+            f"--num-processes {devices}, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
 
 
 def _nothing(ask: Callable[[], Any]) -> list[Finding]:

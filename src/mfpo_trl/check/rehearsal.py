@@ -43,7 +43,9 @@ class Rehearsal(MFPOTrainer):
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        return dataset
+        if isinstance(dataset, Dataset):
+            return dataset
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _set_layout(self, data_collator):
         # Set behind TRL's part, which would ask the engine itself for its shards.
