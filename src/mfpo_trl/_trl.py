@@ -73,9 +73,12 @@ PER_TOKEN_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", 
 
 
 def check_contract() -> None:
-    """Raise RuntimeError when the installed TRL no longer has what is built upon.
+    """Refuse an installed TRL that no longer has what is built upon.
 
     A renamed method would not fail by itself: the trainer would silently run plain DPO.
+
+    Raises:
+        RuntimeError: names what is gone or has other parameters.
     """
     for name, expected in CONTRACT.items():
         method = getattr(DPOTrainer, name, None)
@@ -90,8 +93,12 @@ def check_contract() -> None:
 
 
 def check_attributes(trainer: DPOTrainer) -> None:
-    """Raise RuntimeError when a trainer that TRL has built lacks an attribute that is read or set here: a new name beside the old
-    one would fail late, or not at all."""
+    """Refuse a trainer that TRL has built without an attribute that is read or set here: a new name beside the old
+    one would fail late, or not at all.
+
+    Raises:
+        RuntimeError: names those that are missing.
+    """
     missing = [name for name in ATTRIBUTES if not hasattr(trainer, name)]
     if missing:
         raise _unknown_version(f"its trainer has no attribute {', '.join(missing)}")

@@ -77,11 +77,14 @@ def has_branch(pairs: Tensor, branch: str) -> Tensor:
 
 
 def check_scored(branches: Sequence[str], weights: Mapping[str, float]) -> None:
-    """Raise ValueError where a term with weight reads a branch that a collator does not make.
+    """Refuse a collator that does not make a branch which a term with weight reads.
 
     Args:
         branches: those that it makes.
         weights: of the terms, by their names.
+
+    Raises:
+        ValueError: names the branch and the terms.
     """
     for name in branches_read(weights):
         if name not in branches:

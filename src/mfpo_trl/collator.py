@@ -108,7 +108,11 @@ class MFPOCollator:
         return {"pairs": pairs, **rows}
 
     def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:
-        """One row -> the branches that it takes part in."""
+        """One row -> the branches that it takes part in.
+
+        Raises:
+            RowError: the row cannot be used; names the row and the field.
+        """
         texts = checked_texts(example, image_tokens(self.processor))
         if same_answer(example):
             self._say("equal", f"{row_name(example)}: 'chosen' equals 'rejected'; its text term teaches nothing.")
@@ -283,7 +287,11 @@ def end_answers(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a completion; raises ValueError where there is none."""
+    """The token that ends a completion.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError("add_eos=True needs a tokenizer with an end-of-sequence token; set it, or set add_eos=False")
     return tokenizer.eos_token_id

@@ -80,6 +80,9 @@ def diffusion(
             to the image, because noise drawn for each pixel of a larger photo is averaged away by the model's
             down-sampling. None: one draw a pixel.
 
+    Raises:
+        ValueError: an unknown schedule, or a step or a resolution out of its range.
+
     Source: MFPO (arXiv 2410.15334), perturbation of key regions.
     """
     if resolution is not None and not (isinstance(resolution, int) and resolution > 0):
@@ -112,6 +115,9 @@ def crop(
         scale: smallest and largest share of the image's area that the crop covers, drawn uniformly; its aspect ratio
             lies between 3:4 and 4:3 of the image's own.
 
+    Raises:
+        ValueError: `scale` is not two shares.
+
     Source: mDPO (arXiv 2406.11839), which keeps less than 20 % of the image.
     """
     if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
@@ -138,7 +144,11 @@ def black(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np
 
 
 def blur(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, sigma: float = 0.05) -> np.ndarray:
-    """Gaussian blur; `sigma` is a share of the image's shorter side, so that it means the same at any size."""
+    """Gaussian blur; `sigma` is a share of the image's shorter side, so that it means the same at any size.
+
+    Raises:
+        ValueError: `sigma` is no share.
+    """
     if not (isinstance(sigma, int | float) and 0 < sigma <= 1):
         raise ValueError(f"the blur's sigma is a share of the shorter side, above 0 and at most 1, found {sigma!r}")
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma * min(image.shape[:2]))))
@@ -188,8 +198,12 @@ def corrupt(
 
 
 def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError for an unknown corruption, option or schedule, with the nearest known name, and for a value that the
-    corruption refuses."""
+    """Refuse a corruption or options that cannot be used.
+
+    Raises:
+        ValueError: an unknown corruption, option or schedule, with the nearest known name, or a value that the corruption
+            refuses.
+    """
     _check_options(name, kwargs)
     if name == NO_CORRUPTION:
         return
@@ -202,7 +216,11 @@ def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
 
 
 def check_some_corruption(kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError for options that no corruption takes, with the nearest known name where one is unknown."""
+    """Refuse options that no corruption takes.
+
+    Raises:
+        ValueError: names an unknown one's nearest, or what stands against them together.
+    """
     options = {name: corruption_defaults(name) for name in CORRUPTIONS}
     known = dict.fromkeys(key for own in options.values() for key in own)
     for key in kwargs:

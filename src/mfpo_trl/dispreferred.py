@@ -206,7 +206,11 @@ class DispreferredImages:
         return [self._corrupted(row, image, masks[n], recipe, digest, n) for n, image in enumerate(images)]
 
     def masks(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[np.ndarray]:
-        """Where each image is corrupted, one (H, W) bool mask an image."""
+        """Where each image is corrupted, one (H, W) bool mask an image.
+
+        Raises:
+            RowError: regions that cannot be used, or none where they are asked for.
+        """
         return self._masks(row, images, self.recipe(row), row_digest(row.get("prompt"), images))
 
     def _masks(self, row, images: Sequence[Image.Image], recipe: Recipe, digest: bytes) -> list[np.ndarray]:
@@ -259,7 +263,11 @@ class DispreferredImages:
 
 
 def check_rejected_images(row: Mapping[str, Any], images: int) -> None:
-    """Raise ValueError when a row brings dispreferred images, but not one for each of its images."""
+    """Refuse a row that brings dispreferred images, but not one for each of its images.
+
+    Raises:
+        RowError: names the row and the field.
+    """
     given = image_list(row, "rejected_image")
     if given is not None and len(given) != images:
         field = "rejected_image" if row.get("rejected_image") is not None else "rejected_images"

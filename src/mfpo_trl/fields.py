@@ -84,6 +84,11 @@ class Parser(TrlParser):
             raise ValueError(f"a field cannot be used: {error}") from error
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls on a mistake, to end the program.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(message)
 
 

@@ -115,7 +115,11 @@ def _column(dataset: Dataset, name: str) -> np.ndarray | None:
 
 def branches_ranked(args: MFPOConfig, dataset: Any) -> tuple[str, ...]:
     """The branches that the reference scores in every row so that the rows can be ranked; none where their difficulty is
-    given."""
+    given.
+
+    Raises:
+        ValueError: the column `difficulty` holds no numbers.
+    """
     score = SCORES[args.curriculum_score]
     given = args.curriculum == "none" or args.curriculum_column != "difficulty" or not score.reads
     return () if given or _column(dataset, "difficulty") is not None else score.reads
@@ -143,19 +147,31 @@ def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
 
 
 def nll(trainer: Any) -> np.ndarray:
-    """Negative log-likelihood of the chosen answer under the reference, in nats a token, (n,)."""
+    """Negative log-likelihood of the chosen answer under the reference, in nats a token, (n,).
+
+    Raises:
+        ValueError: the data have no images.
+    """
     values = _reference_values(trainer)
     return -values["chosen"] / np.maximum(values["chosen_tokens"], 1)
 
 
 def reference_margin(trainer: Any) -> np.ndarray:
-    """By how many nats the reference prefers the rejected to the chosen answer, (n,)."""
+    """By how many nats the reference prefers the rejected to the chosen answer, (n,).
+
+    Raises:
+        ValueError: the data have no images.
+    """
     values = _reference_values(trainer)
     return values["rejected"] - values["chosen"]
 
 
 def mask_area(trainer: Any) -> np.ndarray:
-    """1 minus the share of the images' area that the key regions cover, (n,); 0 for a row without regions or images."""
+    """1 minus the share of the images' area that the key regions cover, (n,); 0 for a row without regions or images.
+
+    Raises:
+        RowError: regions that cannot be used.
+    """
     rows = _trl.NumberedRows.of(trainer.train_dataset)
     return np.array([1 - _covered(rows.__getitems__([number])[0]) for number in range(len(rows))])
 
@@ -195,7 +211,11 @@ SCORES = {
 
 
 def plan_of(trainer: Any) -> Plan:
-    """The order in which a trainer sees its rows."""
+    """The order in which a trainer sees its rows.
+
+    Raises:
+        ValueError: `max_steps` is more than the steps of all stages.
+    """
     return plan(trainer.args, trainer.train_dataset, *read_difficulties(trainer), trainer.args.world_size)
 
 

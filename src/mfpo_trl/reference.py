@@ -137,6 +137,9 @@ class References:
             name: how to call it.
             dataset: a map-style data set.
             also: branches that are scored whether or not a term reads them.
+
+        Raises:
+            ResumeError: values of an earlier run are gone, and so are the weights that gave them.
         """
         if self.first(dataset) is not None:
             # Evaluated on as well as trained on: a new stage needs all of its rows.
@@ -156,6 +159,9 @@ class References:
         Args:
             rows: of the training data, ascending.
             stage: whose reference this is, from 1.
+
+        Raises:
+            ResumeError: values of an earlier run are gone, and so are the weights that gave them.
         """
         self._replace(rows, stage, None)
 

@@ -106,7 +106,11 @@ def check_reporters(args: MFPOConfig) -> None:
 
 
 def check_kernels(args: MFPOConfig) -> None:
-    """Raise ImportError where Liger's kernels are asked for and not installed."""
+    """What Liger's kernels need, where they are asked for.
+
+    Raises:
+        ImportError: they are not installed.
+    """
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel=True needs liger-kernel; run `pip install liger-kernel`")
 

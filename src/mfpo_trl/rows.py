@@ -71,7 +71,11 @@ def same_answer(row: Mapping[str, Any]) -> bool:
 
 
 def check_answers(row: Mapping[str, Any]) -> None:
-    """Raise ValueError when `chosen` or `rejected` is missing or says nothing."""
+    """Refuse a row whose `chosen` or `rejected` is missing or says nothing.
+
+    Raises:
+        RowError: names the row and the field.
+    """
     for field in ("chosen", "rejected"):
         if row.get(field) is None:
             raise row_error(row, field, "is missing; a preference row needs both 'chosen' and 'rejected'")

@@ -135,7 +135,11 @@ def check_stage_arguments(args: MFPOConfig, cached: bool, adapter: PeftConfig | 
 
 
 def check_stage_reference(trainer: Any) -> None:
-    """Raise ValueError where the policy cannot become the reference at the end of a stage."""
+    """Refuse a trainer whose policy cannot become the reference at the end of a stage.
+
+    Raises:
+        ValueError: says what stands against it.
+    """
     if trainer.args.curriculum_reference == "initial" or _copies_nothing(trainer):
         return
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -251,7 +255,11 @@ class Curriculum(TrainerCallback, ExportableState):
         ]
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """The learning-rate schedule of the configuration, once for each stage."""
+        """The learning-rate schedule of the configuration, once for each stage.
+
+        Raises:
+            ValueError: a schedule that is no function of the step.
+        """
         args = self.trainer.args
         starts = [0, *self.plan.ends[:-1]]
         factors = []
@@ -267,7 +275,11 @@ class Curriculum(TrainerCallback, ExportableState):
     # Called by the trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Go on where a checkpoint was written: in the same order of rows, with the reference of its stage."""
+        """Go on where a checkpoint was written: in the same order of rows, with the reference of its stage.
+
+        Raises:
+            ResumeError: the rows come in another order, or the reference of the stage is gone.
+        """
         if self._began and self.renews and not state.global_step:
             raise ResumeError(
                 "curriculum_reference='stage' has changed the reference of this trainer; build another to train again"

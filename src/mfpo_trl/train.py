@@ -206,14 +206,22 @@ def evaluates(training: MFPOConfig) -> bool:
 
 
 def check_name(settings: TrainModelConfig) -> None:
-    """Raise ValueError for a path that is not there; it would be looked up on the Hub, and the message say so."""
+    """Refuse a path that is not there; it would be looked up on the Hub, and the message say so.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
     name = settings.model_name_or_path
     if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
         raise ValueError(f"model_name_or_path is {name!r}, and there is no such folder")
 
 
 def check_output(folder: str) -> None:
-    """Raise ValueError where no checkpoint could be written to this folder, which need not be there yet."""
+    """Refuse a folder to which no checkpoint could be written; it need not be there yet.
+
+    Raises:
+        ValueError: says what is there instead.
+    """
     there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
@@ -277,7 +285,11 @@ def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
 
 
 def load(script: ScriptArguments) -> Any:
-    """The splits of a data set on the Hub, of a folder or file that `load_dataset` reads, or of a `save_to_disk` folder."""
+    """The splits of a data set on the Hub, of a folder or file that `load_dataset` reads, or of a `save_to_disk` folder.
+
+    Raises:
+        ValueError: there is no such data set, here or on the Hub.
+    """
     path = Path(script.dataset_name)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return load_from_disk(path)

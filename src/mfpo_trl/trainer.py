@@ -320,7 +320,11 @@ class MFPOTrainer(DPOTrainer):
         return self.model if self.ref_model is None else self.ref_model
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """TRL's; logits and labels are those of the chosen, then of the rejected answers, as `compute_metrics` gets them there."""
+        """TRL's; logits and labels are those of the chosen, then of the rejected answers, as `compute_metrics` gets them there.
+
+        Raises:
+            ValueError: predictions of packed rows.
+        """
         if not prediction_loss_only and "prefixes" in inputs:
             raise ValueError(
                 "predictions are logits of one answer a row, and this trainer reads packed rows; build it with "

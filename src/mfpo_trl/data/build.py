@@ -29,6 +29,8 @@ def run(options: BuildOptions) -> Path:
         ValueError: an option, or a folder that holds a build with other options.
         PushError: the data set is to be pushed, and there is no token.
         OSError: the disk is full.
+        ImportError: Ray is asked for and not installed.
+        RuntimeError: a process of the build died.
     """
     if options.push_to_hub:
         # Now, and not after hours of building.

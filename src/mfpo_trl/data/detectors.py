@@ -111,6 +111,9 @@ class GroundingDino:
 class Owlv2:
     """Boxes by OWLv2, each phrase asked as "a photo of {phrase}"; a phrase's boxes do not depend on the other phrases.
 
+    Raises:
+        ImportError: neither scipy nor torchvision is installed.
+
     Source: Minderer et al., "Scaling Open-Vocabulary Object Detection" (arXiv 2306.09683).
     """
 

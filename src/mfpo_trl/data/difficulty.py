@@ -71,7 +71,11 @@ def build_difficulty(
 
 class AnswerLikelihood:
     """Scorer "nll": negative log-likelihood of the chosen answer given images and prompt, divided by its number of tokens,
-    in nats a token. The token that ends the answer counts."""
+    in nats a token. The token that ends the answer counts.
+
+    Raises:
+        ValueError: the model cannot be loaded.
+    """
 
     outputs = ("log_probs",)
 

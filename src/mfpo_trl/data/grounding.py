@@ -93,7 +93,11 @@ class ModelGrounder:
         return self.model.words
 
     def ground(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Grounded]]:
-        """See `Grounder`; a phrase without a letter or digit names nothing and is not asked for."""
+        """See `Grounder`; a phrase without a letter or digit names nothing and is not asked for.
+
+        Raises:
+            ValueError: not one list of phrases an image.
+        """
         _check(images, phrases)
         asked = [[phrase for phrase in own if any(map(str.isalnum, phrase))] for own in phrases]
         busy = [n for n, own in enumerate(asked) if own]
@@ -119,7 +123,11 @@ class RandomRegions:
         self.seed = seed
 
     def ground(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Grounded]]:
-        """One region an image, with neither phrase nor score; see `Grounder`."""
+        """One region an image, with neither phrase nor score; see `Grounder`.
+
+        Raises:
+            ValueError: not one list of phrases an image.
+        """
         _check(images, phrases)
         return [[Grounded(self._region(to_rgb(image)), None, None)] for image in images]
 
@@ -132,14 +140,22 @@ class NoRegions:
     """No region for any image, on purpose."""
 
     def ground(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Grounded]]:
-        """An empty list an image; see `Grounder`."""
+        """An empty list an image; see `Grounder`.
+
+        Raises:
+            ValueError: not one list of phrases an image.
+        """
         _check(images, phrases)
         return [[] for _ in images]
 
 
 class Plugged:
     """A function from outside of this package, called as `function(images, phrases)`; the module's docstring says what it
-    may return."""
+    may return.
+
+    Raises:
+        ValueError: there is no such function.
+    """
 
     def __init__(self, name: str):
         module, _, attribute = name.partition(":")

@@ -126,6 +126,9 @@ def mfpo_weights(found: Sequence[Candidate], options: KeywordOptions, vectors: V
     `kappa_j = exp(-lambda * l_j)`, where l_j is the first occurrence of j. MFPO names these three factors but not how it
     combines them; this combination is ours. The decay sits on the candidate that an edge leads to, because PageRank
     divides a node's outgoing edges by their sum, which would cancel a factor of the node they come from.
+
+    Raises:
+        ValueError: the vectors are not one finite row a candidate.
     """
     gaps, starts = _gaps(found)
     influence = _sum_occurrences(1 / (1 + np.abs(gaps) ** options.phi), starts)

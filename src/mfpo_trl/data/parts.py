@@ -104,6 +104,9 @@ class Parts:
 
         Args:
             stages: from all difficulties to as many stages; rows without a difficulty get none.
+
+        Raises:
+            ValueError: every row was rejected.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -134,6 +134,9 @@ class Pipeline:
     Args:
         options: what to build.
         device: of the models; None takes a GPU where there is one.
+
+    Raises:
+        ValueError: the data set cannot be read, has no rows, or is of no known source.
     """
 
     def __init__(self, options: BuildOptions, device: str | None = None):

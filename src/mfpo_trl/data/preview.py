@@ -48,7 +48,12 @@ class ParquetRows(Sequence):
         return next(self.take([index]))
 
     def take(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """The rows at these ascending positions; only the row groups that hold them are read."""
+        """The rows at these ascending positions; only the row groups that hold them are read.
+
+        Raises:
+            RowError: a file that a row names cannot be read, or lies outside of the folder.
+            ValueError: a part file is not parquet.
+        """
         wanted = sorted(indices)
         start = 0
         for part, end in zip(self.parts, self.ends, strict=True):
