@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .markdown import local_base
+from .markdown import told_of_local_base
 
 if TYPE_CHECKING:
     from .trainer import MFPOTrainer
@@ -46,11 +46,6 @@ BINARY = (".safetensors", ".parquet", ".png", ".model")
 ACCESS_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|hf_(oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,}")
 
 PICTURE = re.compile(r"[^\s()<>\[\]\"']+\.png")
-
-LOCAL_BASE = (
-    "%s/adapter_config.json names the base model by a path, %r, which the Hub will show and nobody else can load; set "
-    "base_model_name_or_path there, and base_model in README.md, to the base model's id on the Hub, and push again"
-)
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -102,8 +97,8 @@ def push(
     files = files_to_push(folder, allow or {"model": MODEL_FILES, "dataset": DATASET_FILES}[repo_type])
     if "README.md" not in files:
         logger.warning("%s has no README.md, so that %s will have no card", folder, repo)
-    if base := local_base(folder):
-        logger.warning(LOCAL_BASE, folder, base)
+    if said := told_of_local_base(folder):
+        logger.warning(said)
     stay = sorted({path.name for path in folder.iterdir()} - {name.split("/")[0] for name in files})
     if stay:
         logger.info("not pushed: %s", ", ".join(stay))

@@ -22,8 +22,13 @@ def hub_id(name: str | None) -> str | None:
     return name if name and HUB_ID.fullmatch(name) and not os.path.exists(name) else None
 
 
-def local_base(folder: Path) -> str | None:
-    """The path of the base model that an adapter's configuration names; None where it is an id on the Hub, or no adapter."""
+def told_of_local_base(folder: Path) -> str | None:
+    """What to say of an adapter whose configuration names its base model by a path; None of any other folder."""
     path = folder / "adapter_config.json"
     base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
-    return base if base and not hub_id(base) else None
+    if not base or hub_id(base):
+        return None
+    return (
+        f"{path} names the base model by a path, {base!r}, which the Hub will show and nobody else can load; set "
+        "base_model_name_or_path there, and base_model in README.md, to the base model's id on the Hub, and push again"
+    )
