@@ -9,8 +9,9 @@ import pytest
 import tiny
 from datasets import Dataset, Features, Image, Json, LargeList, List, Value
 from PIL import Image as PILImage
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mfpo_trl.digests import files_digest
+from mfpo_trl.digests import files_digest, processor_digest
 from mfpo_trl.regions import region_mask, regions_per_image
 from mfpo_trl.rows import load_images
 
@@ -152,3 +153,32 @@ def test_what_is_kept_in_the_data_set_is_no_file(path):
     before = [files_digest(dataset) for dataset in datasets]
     write(path, 2)
     assert [files_digest(dataset) for dataset in datasets] == before
+
+
+class Torchvision(CLIPImageProcessorPil):
+    """The same settings, computed by another library."""
+
+    def to_dict(self):
+        return super().to_dict() | {"image_processor_type": "CLIPImageProcessor"}
+
+
+CHANGES = {
+    "size": lambda own: setattr(own.image_processor, "size", {"shortest_edge": 42}),
+    "crop": lambda own: setattr(own.image_processor, "do_center_crop", False),
+    "mean": lambda own: setattr(own.image_processor, "image_mean", [0.5, 0.5, 0.5]),
+    "resampling": lambda own: setattr(own.image_processor, "resample", 2),
+    "library": lambda own: setattr(own, "image_processor", Torchvision(**own.image_processor.to_dict())),
+    "patches": lambda own: setattr(own, "patch_size", 7),
+    "image tokens": lambda own: setattr(own, "num_additional_image_tokens", 0),
+    "features": lambda own: setattr(own, "vision_feature_select_strategy", "full"),
+    "words": lambda own: own.tokenizer.add_tokens(["<new>"]),
+    "special words": lambda own: setattr(own.tokenizer, "eos_token", "<|end|>"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_processor_that_writes_another_input_is_noticed(change):
+    processor, same = tiny.processor(), tiny.processor()
+    assert processor_digest(processor) == processor_digest(same)
+    CHANGES[change](processor)
+    assert processor_digest(processor) != processor_digest(same)

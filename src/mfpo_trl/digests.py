@@ -109,6 +109,8 @@ def processor_digest(processor: Any) -> str:
     settings = processor.to_dict() | {"special": tokenizer.special_tokens_map, "chat_template": None}
     image_processor = getattr(processor, "image_processor", None)
     settings["image_processor"] = image_processor.to_dict() if image_processor is not None else None
+    # Pictures that Pillow has resized are others than those of torchvision, under the same settings.
+    settings["classes"] = [type(processor).__name__, type(image_processor).__name__]
     return settings_digest([{**words, "padding": None, "truncation": None}, settings])
 
 

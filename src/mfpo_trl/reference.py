@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from ._trl import NumberedRows, Replay, placed
+from ._trl import NumberedRows, Replay, fingerprint, placed
 from .branches import has_branch, of_pairs, split_batch
 from .checkpoints import ResumeError
 from .digests import (
@@ -124,7 +124,7 @@ class References:
 
     def first(self, dataset: Dataset) -> int | None:
         """The place of a data set's first row in the table; None for a data set that was not added."""
-        return self._added[dataset._fingerprint][2] if dataset._fingerprint in self._added else None
+        return self._added[fingerprint(dataset)][2] if fingerprint(dataset) in self._added else None
 
     def values(self, places: Tensor) -> Tensor:
         """The values at these places of the table, (B,) -> (B, 6), on the device of `places`."""
@@ -143,13 +143,13 @@ class References:
         """
         if self.first(dataset) is not None:
             # Evaluated on as well as trained on: a new stage needs all of its rows.
-            self._whole.add(dataset._fingerprint)
+            self._whole.add(fingerprint(dataset))
             return
         collator = self.trainer.data_collator
         if not set(also) <= set(collator.branches):
             collator = replace(collator, branches=[own for own in BRANCHES if own in {*collator.branches, *also}])
         values = torch.from_numpy(self._cached(name, dataset, collator))
-        self._added[dataset._fingerprint] = name, dataset, len(self._table)
+        self._added[fingerprint(dataset)] = name, dataset, len(self._table)
         self._table = torch.cat([self._table, values])
 
     def renew(self, rows: np.ndarray, stage: int) -> None:
@@ -183,7 +183,7 @@ class References:
         self.__dict__["weights"] = weights or self._digests()
         for name, dataset, first in list(self._added.values()):
             own, places = dataset, slice(first, first + len(dataset))
-            if dataset is self.trainer.train_dataset and dataset._fingerprint not in self._whole:
+            if dataset is self.trainer.train_dataset and fingerprint(dataset) not in self._whole:
                 own, places = dataset.select(rows), first + rows
             collator = self.trainer.data_collator
             values = self._cached(f"{name}, stage {stage}", own, collator, may_score=weights is None, expected=True)
@@ -284,11 +284,11 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
     made = [recipe for recipe, _ in used_recipes(collator.dispreferred, dataset)] if reads else []
     others = trainer.train_dataset
     swaps = "swap" in {recipe.corruption for recipe in made}
-    donors = f"{others._fingerprint} {files_digest(others)}" if swaps else None
+    donors = f"{fingerprint(others)} {files_digest(others)}" if swaps else None
     model, adapters = _reference_model(trainer)
     return {
         "dataset": name,
-        "data": dataset._fingerprint,
+        "data": fingerprint(dataset),
         "images in files": files_digest(dataset),
         "model weights": " ".join(own for own, _ in weights),
         "model config": settings_digest(lasting(unwrapped(model).config.to_dict())),

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ._trl import fingerprint
+
 VALUES = ("chosen", "rejected", "corrupted", "text_chosen", "text_rejected", "chosen_tokens")
 """What is kept of a row: the summed log-probability of each branch, 0 where there is none; of chosen and rejected also as TRL's
 loss weighs their tokens (`ld_alpha`); and the number of tokens that were scored of the chosen answer."""
@@ -100,4 +102,4 @@ def cache_folder(dataset: Dataset) -> Path:
     files = dataset.cache_files
     if files and os.access(Path(files[0]["filename"]).parent, os.W_OK):
         return Path(files[0]["filename"]).parent
-    return Path(datasets.config.HF_DATASETS_CACHE) / "mfpo_trl" / dataset._fingerprint
+    return Path(datasets.config.HF_DATASETS_CACHE) / "mfpo_trl" / fingerprint(dataset)
