@@ -59,7 +59,7 @@ def main() -> None:
             results[seed] = measure(Path(folder), seed, CANDIDATES[args.choice], plan)
         if args.output:
             args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    Console().print(table(results))
+    Console(width=100).print(table(results))
 
 
 def measure(

@@ -12,7 +12,8 @@ from trl import DPOConfig, DPOTrainer
 from .. import MFPOConfig, MFPOTrainer
 from .progress import show_bar
 
-# The paper's step, 500, leaves shapes of a dozen pixels readable under VCD's schedule; under DDPM's they are not.
+# The paper's step; of the four schedules the one with the highest F1 on scenes that no demo is tested on
+# (`benchmarks/demo_choices.py`, docs/method.md). Under VCD's, shapes of a dozen pixels stay readable.
 CORRUPTION = {"step": 500, "schedule": "linear"}
 
 
