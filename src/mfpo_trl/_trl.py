@@ -65,6 +65,7 @@ ATTRIBUTES = (
     "_signature_columns",
     "_train_batch_size",
     "_created_lr_scheduler",
+    "_total_train_tokens",
 )
 """Every private attribute that is read or set of a DPOTrainer that is built."""
 

@@ -61,12 +61,15 @@ class Parser(TrlParser):
     """TRL's parser of these dataclasses, whose errors are one sentence that names the field, without a usage of 200 options."""
 
     def __init__(self, kinds: tuple[type, ...], **options: Any):
+        self.known = _known(kinds)
         super().__init__(kinds, **options)
-        known = _known(kinds)
-        for action in self._actions:
-            # Their annotations make argparse take any text, which is read as something else afterwards.
-            if action.dest in TEXTS or (action.dest in known and known[action.dest].is_mapping):
-                action.type = partial(_argument, action.dest, action.type is str)
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """argparse's, where the annotation of a field would have it take any text, which is read as something else later."""
+        field = self.known.get(names[0].removeprefix("--"))
+        if field is not None and (field.name in TEXTS or field.is_mapping):
+            options["type"] = partial(_argument, field.name, options["type"] is str)
+        return super().add_argument(*names, **options)
 
     def parse(self, argv: Sequence[str], recipe: Mapping[str, Any]) -> tuple[Any, ...]:
         """The dataclasses, from what `read_recipe` has found and from the command line, which wins.
