@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import load_dataset
 from peft import LoraConfig
 
-from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
 from mfpo_trl.checkpoints import last_complete_checkpoint
 from mfpo_trl.data.build import BuildOptions, run
 from mfpo_trl.train import NOT_LANGUAGE
@@ -37,7 +37,8 @@ def main(
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
     trainer.save_model()
+    leaving.tear_down(trainer)
 
 
 if __name__ == "__main__":
-    main()
+    leaving.run(main)

@@ -5,7 +5,7 @@ accelerate launch examples/drop_in.py
 
 from datasets import load_dataset
 
-from mfpo_trl import MFPOConfig, MFPOTrainer  # was: from trl import DPOConfig, DPOTrainer
+from mfpo_trl import MFPOConfig, MFPOTrainer, leaving  # was: from trl import DPOConfig, DPOTrainer
 
 
 def main(model="llava-hf/llava-1.5-7b-hf", dataset="trl-lib/rlaif-v", **options):
@@ -16,7 +16,8 @@ def main(model="llava-hf/llava-1.5-7b-hf", dataset="trl-lib/rlaif-v", **options)
     )
     trainer.train()
     trainer.save_model()
+    leaving.tear_down(trainer)
 
 
 if __name__ == "__main__":
-    main()
+    leaving.run(main)

@@ -9,7 +9,7 @@ from datasets import load_dataset
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
 from mfpo_trl.train import NOT_LANGUAGE
 
 
@@ -36,7 +36,8 @@ def main(model="llava-hf/llava-1.5-7b-hf", dataset="trl-lib/rlaif-v", **options)
     )
     trainer.train()
     trainer.save_model()
+    leaving.tear_down(trainer)
 
 
 if __name__ == "__main__":
-    main()
+    leaving.run(main)

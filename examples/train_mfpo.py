@@ -6,6 +6,7 @@ accelerate launch --config_file recipes/accelerate/ddp.yaml examples/train_mfpo.
 
 import sys
 
+from mfpo_trl import leaving
 from mfpo_trl.train import build, parse, train
 
 
@@ -16,4 +17,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    leaving.run(main)

@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 from mfpo_trl.collator import MFPOCollator
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
-PROCESSES = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "use_cpu": True}
+# Each launch takes a free port: two that begin at once would both find the usual one free, and meet there.
+PROCESSES = {
+    "num_processes": 2,
+    "num_machines": 1,
+    "mixed_precision": "no",
+    "use_cpu": True,
+    "main_process_port": 0,
+}
 ENGINES = {
     "ddp": {"distributed_type": "MULTI_GPU"},
     "zero2": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}},

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from test_distributed import ENGINES, PROCESSES, launch
 from transformers import BitsAndBytesConfig, TrainerCallback
 
-from mfpo_trl import MFPOConfig, MFPOTrainer, train
+from mfpo_trl import MFPOConfig, MFPOTrainer, leaving, train
 from mfpo_trl.collator import MFPOCollator
 
 NUMBERS = ("loss", "loss/text", "loss/image", "loss/anchor", "rewards/margins", "rewards/image_margins", "grad_norm")
@@ -235,6 +235,7 @@ def four_bit_child(folder: Path, output: Path) -> None:
             "nested": sum(layer.weight.quant_state.nested for layer in layers),
         }
     (output / f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(report))
+    leaving.tear_down(trainer)
 
 
 def killed_child(folder: Path, output: Path) -> None:
@@ -247,4 +248,5 @@ def killed_child(folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"four-bit": four_bit_child, "kill": killed_child}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    child = {"four-bit": four_bit_child, "kill": killed_child}[sys.argv[1]]
+    leaving.run(lambda: child(*map(Path, sys.argv[2:])))

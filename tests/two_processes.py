@@ -18,7 +18,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import training_args
 
-from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
 from mfpo_trl.card_facts import describe_engine
 
 
@@ -92,6 +92,7 @@ def main(weights: Path, output: Path, flags: set[str]) -> None:
     if "gathered" in flags:
         keep_gathered(trainer, output / "gathered.pt")
         trainer.create_model_card()
+    leaving.tear_down(trainer)
 
 
 def shard_on_cpu() -> None:
@@ -117,4 +118,4 @@ def keep_gathered(trainer: MFPOTrainer, path: Path) -> None:
             torch.save({name: value.detach().clone() for name, value in parameters.items()}, path)
 
 
-main(Path(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:]))
+leaving.run(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), set(sys.argv[3:])))

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_staged import losses, trainer_of
 
+from mfpo_trl import leaving
+
 
 def main(output: Path) -> None:
     rank = int(os.environ["RANK"])
@@ -38,7 +40,8 @@ def main(output: Path) -> None:
         again.train(resume_from_checkpoint=str(output / "saved" / f"checkpoint-{step}"))
         report |= {f"resumed-{step}": again.seen, f"losses-{step}": losses(again)}
     (output / f"rank-{rank}.json").write_text(json.dumps(report))
+    leaving.tear_down(again)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    leaving.run(lambda: main(Path(sys.argv[1])))

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import __version__
 from .data.command import add_build, add_preview, with_recipe
 from .hub import add_push
+from .leaving import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,4 +83,5 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # As a rank of `mfpo build`.
+    run(main)

@@ -21,6 +21,7 @@ from .config import MFPOConfig
 from .fields import Parser, read_recipe
 from .hub import PushError, open_repository, push_trained, without_tokens
 from .launch import command, given_fields, launch
+from .leaving import run, tear_down
 from .pushing import check_strategy
 from .requirements import check_quantised
 from .rows import RowError
@@ -281,7 +282,7 @@ def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     trainer.accelerator.print(f"The model and its card are in {training.output_dir}")
     if training.push_to_hub:
         trainer.accelerator.print(f"The model is at {push_trained(trainer)}")
-    trainer.end()
+    tear_down(trainer)
 
 
 def load(script: ScriptArguments) -> Any:
@@ -344,4 +345,4 @@ def peft_config(model: TrainModelConfig) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,0 +1,58 @@
+"""How the processes of a training end: engine and process group first, then the process, without ending the interpreter."""
+
+import atexit
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+def tear_down(trainer: Any) -> None:
+    """End trackers, engine and process group, when every rank has come so far; nothing that the ranks do together works behind it."""
+    trainer.accelerator.wait_for_everyone()
+    # DeepSpeed's engine holds buffers and hooks on communication of its own.
+    getattr(trainer.model_wrapped, "destroy", lambda: None)()
+    trainer.end()
+
+
+def leave(status: int = 0) -> None:
+    """End this process with a status, where it took part in a process group; call it last. Returns in any other process.
+
+    gloo works in threads of its own (`pt_gloo_runloop` of `c10d::ProcessGroupGloo`), which let go of a tensor some time after its
+    work was waited for, and need Python's lock for that. `DistributedDataParallel` keeps the group in C++, so that
+    `destroy_process_group` does not join them. One that asks for the lock of an interpreter that is ending is ended by
+    `pthread_exit`, whose unwinding meets a frame that lets nothing pass: `std::terminate`, "terminate called without an active
+    exception", and the status of a training that succeeded is that of an abort. So the interpreter is not ended: what is
+    registered for its end is called, as `multiprocessing` does in its children, and the process is left.
+    """
+    if not joined_a_group():
+        return
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+def joined_a_group() -> bool:
+    """Whether this process is a rank, by what every launcher leaves in the environment, or is in a process group without one."""
+    distributed = sys.modules.get("torch.distributed")
+    return "RANK" in os.environ or bool(distributed and distributed.is_available() and distributed.is_initialized())
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call the main function of a script and end the process with what it returns, or with 1 behind the traceback of what it
+    raises; a rank that fails does not wait for the others."""
+    try:
+        status = main() or 0
+    except SystemExit as ending:
+        status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    leave(status)
+    sys.exit(status)

@@ -1,0 +1,115 @@
+"""The end of a training's processes: what gloo's threads still hold must not meet an interpreter that is ending."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+HELD = """
+import atexit, os, sys, time
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from mfpo_trl import leaving
+
+
+class Held:
+    '''Takes time to go, in the thread that lets go of it last.'''
+
+    def __del__(self):
+        time.sleep(0.2)
+
+
+def main():
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method="file://" + sys.argv[2])
+    wrapped = DistributedDataParallel(torch.nn.Linear(2, 2))
+    for _ in range(20):
+        tensor = torch.ones(100_000)
+        tensor.held = Held()
+        dist.all_reduce(tensor, async_op=True)
+        del tensor
+    os.environ["RANK"] = "0"
+    dist.destroy_process_group()
+    atexit.register(lambda: print("registered for the end, in a group:", dist.is_initialized()))
+    ENDING
+
+
+leaving.run(main) if sys.argv[1] == "leave" else main()
+"""
+
+ENDINGS = {
+    "return None": 0,
+    "return 3": 3,
+    "sys.exit(4)": 4,
+    "sys.exit('a sentence')": 1,
+    "raise KeyError('why')": 1,
+}
+
+
+def ended(tmp_path, how: str, ending: str) -> subprocess.CompletedProcess:
+    script = tmp_path / "script.py"
+    script.write_text(HELD.replace("ENDING", ending))
+    command = [sys.executable, str(script), how, str(tmp_path / how)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_process_ends_with_its_own_status(tmp_path, ending):
+    """While a thread of gloo is busy letting go of a tensor; what is registered for the end is called, and everything is printed."""
+    done = ended(tmp_path, "leave", ending)
+    assert done.returncode == ENDINGS[ending], done.stderr[-2000:]
+    assert done.stdout == "registered for the end, in a group: False\n"
+    assert "terminate called" not in done.stderr
+    assert ("KeyError: 'why'" in done.stderr) == ("KeyError" in ending)
+    assert ("a sentence" in done.stderr) == ("a sentence" in ending)
+
+
+def test_outside_of_a_group_the_interpreter_ends_as_always(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import threading, time\nfrom mfpo_trl import leaving\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('done'))).start()\nleaving.run(lambda: 5)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (5, "done\n")
+
+
+LAUNCHED = {
+    "src/mfpo_trl/train.py": "tear_down",
+    "examples/drop_in.py": "tear_down",
+    "examples/qlora_single_gpu.py": "tear_down",
+    "examples/build_and_train.py": "tear_down",
+    "examples/train_mfpo.py": "train",
+    "tests/two_processes.py": "tear_down",
+    "tests/two_processes_staged.py": "tear_down",
+    "tests/test_engines.py": "tear_down",
+}
+"""Every file that a launcher starts as a rank, and what tears the group down there."""
+
+
+def test_every_script_of_a_rank_leaves_in_order():
+    for name, torn_down in LAUNCHED.items():
+        called = [
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+            for node in ast.walk(ast.parse((ROOT / name).read_text()))
+            if isinstance(node, ast.Call)
+        ]
+        assert torn_down in called and "run" in called, name
+
+
+def test_every_script_that_trains_is_known():
+    """A file of the examples, or of the tests with a foot of its own, that builds a trainer."""
+    scripts = [*(ROOT / "examples").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    found = {
+        str(path.relative_to(ROOT))
+        for path in scripts
+        if "__main__" in (text := path.read_text()) or path.stem.startswith("two_processes")
+        if ".train(" in text or "train(trainer" in text
+    }
+    alone = {"tests/test_hub.py", "tests/test_leaving.py"}
+    assert found - alone == set(LAUNCHED) - {"src/mfpo_trl/train.py"}
