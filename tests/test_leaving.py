@@ -1,6 +1,7 @@
 """The end of a training's processes: what gloo's threads still hold must not meet an interpreter that is ending."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,36 +11,43 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HELD = """
-import atexit, os, sys, time
+import atexit, sys, threading, time
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mfpo_trl import leaving
 
+how, meeting, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+going = threading.Event()
+
 
 class Held:
-    '''Takes time to go, in the thread that lets go of it last.'''
-
     def __del__(self):
-        time.sleep(0.2)
+        assert threading.current_thread() is not threading.main_thread()
+        going.set()
+        time.sleep(2)
 
 
 def main():
-    dist.init_process_group("gloo", rank=0, world_size=1, init_method="file://" + sys.argv[2])
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method="file://" + meeting)
     wrapped = DistributedDataParallel(torch.nn.Linear(2, 2))
-    for _ in range(20):
-        tensor = torch.ones(100_000)
-        tensor.held = Held()
-        dist.all_reduce(tensor, async_op=True)
-        del tensor
-    os.environ["RANK"] = "0"
+    if rank == 1:
+        # Nobody has hold of the tensor by now but the thread of gloo that waits for this rank.
+        time.sleep(1)
+        dist.all_reduce(torch.ones(1))
+        return
+    tensor = torch.ones(1)
+    tensor.held = Held()
+    dist.all_reduce(tensor, async_op=True)
+    del tensor
+    going.wait()
     dist.destroy_process_group()
     atexit.register(lambda: print("registered for the end, in a group:", dist.is_initialized()))
     ENDING
 
 
-leaving.run(main) if sys.argv[1] == "leave" else main()
+leaving.run(main) if how == "leave" else main()
 """
 
 ENDINGS = {
@@ -52,15 +60,20 @@ ENDINGS = {
 
 
 def ended(tmp_path, how: str, ending: str) -> subprocess.CompletedProcess:
+    """How the first of two ranks ends, while a thread of gloo is busy letting go of a tensor."""
     script = tmp_path / "script.py"
     script.write_text(HELD.replace("ENDING", ending))
-    command = [sys.executable, str(script), how, str(tmp_path / how)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, str(script), how, str(tmp_path / "meeting")]
+    options = {"text": True, "env": {**os.environ, "RANK": "0"}}
+    with subprocess.Popen([*command, "1"], stderr=subprocess.DEVNULL, **options) as other:
+        done = subprocess.run([*command, "0"], capture_output=True, timeout=240, **options)
+        other.wait(timeout=240)
+    return done
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_process_ends_with_its_own_status(tmp_path, ending):
-    """While a thread of gloo is busy letting go of a tensor; what is registered for the end is called, and everything is printed."""
+    """What is registered for the end is called, and everything is printed."""
     done = ended(tmp_path, "leave", ending)
     assert done.returncode == ENDINGS[ending], done.stderr[-2000:]
     assert done.stdout == "registered for the end, in a group: False\n"
