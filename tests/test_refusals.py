@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import inspect
 import json
+import os
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ import transformers
 from datasets import DatasetDict
 from refusals import BASE, DATA, LATER, REFUSALS, THEIRS, THEIRS_LATER, Refusal
 from safetensors.torch import load_file
+from stand_in_hub import BAD, READS, WRITES, StandInHub
 from test_distributed import ENGINES, build_deepspeed_extension
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, DPOTrainer, ModelConfig
@@ -30,6 +32,7 @@ from mfpo_trl import train
 from mfpo_trl.check import command
 from mfpo_trl.check.formulas import Engine
 from mfpo_trl.check.preflight import check_devices
+from mfpo_trl.requirements import check_optimizer
 
 SOURCE = Path(train.__file__).parent
 TABLE = (
@@ -64,10 +67,6 @@ def data(folder: Path, name: str) -> Path:
     path = folder / "data" / name.replace(" ", "-")
     if not path.exists():
         made = DATA[name](folder)
-        if not any(map(len, made.values() if isinstance(made, DatasetDict) else [made])):
-            # Which a Parquet file without rows is no data set for.
-            made.save_to_disk(path)
-            return path
         path.mkdir(parents=True)
         for split, rows in (made if isinstance(made, DatasetDict) else {"train": made}).items():
             rows.to_parquet(path / f"{split}.parquet")
@@ -154,6 +153,34 @@ def test_nothing_is_left_behind(folder, tmp_path, capsys):
     assert status == 0 and not list(tmp_path.iterdir())
 
 
+ASK = """
+import sys
+from mfpo_trl.hub import PushError, check_login, open_repository
+for token in sys.argv[1:]:
+    for ask in check_login, open_repository:
+        try:
+            print(ask("user/model", token=token))
+        except PushError as error:
+            print(error)
+"""
+
+
+def test_the_hub_is_asked_what_a_token_may_do(tmp_path):
+    """What opening the repository says of it too; nothing is created by asking."""
+    with StandInHub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path, WRITES)}
+        command = [sys.executable, "-c", ASK, BAD, READS, WRITES]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        assert len(hub.repos) == 1
+    lines = done.stdout.splitlines()
+    assert lines[4:] == ["None", "None"]
+    for asked, opened, words in (
+        (*lines[:2], "does not accept the token"),
+        (*lines[2:4], "the token may not write there"),
+    ):
+        assert words in asked and words in opened and "mfpo push" in asked
+
+
 def test_the_engines_refusal(folder, tmp_path, capsys):
     """What depends on the engine, by an engine that runs, in one process."""
     configuration = {
@@ -221,21 +248,22 @@ def is_installed(distribution: str) -> bool:
 
 def test_optimizers_are_asked_for(folder, tmp_path, capsys):
     """All of them: those of a package that is not installed are refused with its name, the others are not."""
-    refused = []
+    argv = written(Refusal(""), folder, tmp_path / "out")
+    missing = {}
     for name in (one.value for one in OptimizerNames):
-        argv = written(Refusal("", f"--optim {name}"), folder, tmp_path / "out")
-        status, found = checked(argv, capsys)
-        assert status == (name in OPTIMIZERS and not is_installed(OPTIMIZERS[name])), (name, found)
-        if status:
-            stopped, error = trained(argv, capsys)
-            assert stopped == 2 and error == found and f"optim={name!r}" in error
-            package = OPTIMIZERS[name]
-            assert package in error.replace("_", "-") or package in error or package.split("-")[0].upper() in error, (
-                error
-            )
-            assert "nstall" in error or "import" in error
-            refused.append(name)
-    assert {"lomo", "galore_adamw", "apollo_adamw", "schedule_free_adamw", "adamw_torch_4bit"} <= {*refused}
+        _, training, _ = train.parse([*argv, "--optim", name])
+        if is_installed(OPTIMIZERS.get(name, "torch")):
+            check_optimizer(training)
+        else:
+            with pytest.raises((ImportError, ValueError), match=f"^optim={name!r}: ") as refused:
+                check_optimizer(training)
+            missing[OPTIMIZERS[name]] = name, str(refused.value)
+    assert {"lomo-optim", "galore-torch", "apollo-torch", "schedulefree", "torchao"} <= set(missing)
+    # One of each package through both commands.
+    for package, (name, words) in missing.items():
+        assert checked([*argv, "--optim", name], capsys) == (1, words)
+        assert trained([*argv, "--optim", name], capsys) == (2, words)
+        assert re.search(f"{package.partition('-')[0].replace('_', '.')}.*|{package}", words, re.I), words
 
 
 @pytest.mark.parametrize("name", sorted(transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK))

@@ -146,7 +146,7 @@ def token_for(repo: str, token: str | None = None) -> str:
 
 
 def check_login(repo: str, token: str | None = None) -> None:
-    """Ask the Hub whether it knows the token, and create nothing.
+    """Ask the Hub what the token may do, and create nothing.
 
     Raises:
         ValueError: `repo` is no id.
@@ -156,9 +156,11 @@ def check_login(repo: str, token: str | None = None) -> None:
 
     token = token_for(repo, token)
     try:
-        HfApi(token=token).whoami()
+        known = HfApi(token=token).whoami()
     except Exception as error:
-        raise _closed(repo, error, token) from error
+        raise _closed(repo, _judged(error)[0], token) from error
+    if known.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise _closed(repo, "the token may not write there: it needs write access to that repository", token)
 
 
 def open_repository(repo: str, *, private: bool = False, token: str | None = None) -> None:
@@ -174,13 +176,13 @@ def open_repository(repo: str, *, private: bool = False, token: str | None = Non
     try:
         HfApi(token=token).create_repo(repo, private=private or None, exist_ok=True)
     except Exception as error:
-        raise _closed(repo, error, token) from error
+        raise _closed(repo, _judged(error)[0], token) from error
 
 
-def _closed(repo: str, error: Exception, token: str) -> PushError:
-    said = without_tokens(_judged(error)[0], token)
+def _closed(repo: str, said: str, token: str) -> PushError:
     return PushError(
-        f"{repo} cannot be pushed to: {said}. Leave out push_to_hub to train without, and push later with `mfpo push`"
+        f"{repo} cannot be pushed to: {without_tokens(said, token)}. Leave out push_to_hub to train without, and push later "
+        "with `mfpo push`"
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 from accelerate.logging import get_logger
-from datasets import load_dataset, load_from_disk
 from torch import nn
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
@@ -25,6 +24,7 @@ from .leaving import run, tear_down
 from .pushing import check_strategy
 from .requirements import check_quantised
 from .rows import RowError
+from .splits import load, split_of
 from .trainer import MFPOTrainer
 
 logger = get_logger(__name__)
@@ -283,42 +283,6 @@ def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     if training.push_to_hub:
         trainer.accelerator.print(f"The model is at {push_trained(trainer)}")
     tear_down(trainer)
-
-
-def load(script: ScriptArguments) -> Any:
-    """The splits of a data set on the Hub, of a folder or file that `load_dataset` reads, or of a `save_to_disk` folder.
-
-    Raises:
-        ValueError: there is no such data set, here or on the Hub.
-    """
-    path = Path(script.dataset_name)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return load_from_disk(path)
-    if path.is_file():
-        kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(path.suffix, path.suffix[1:])
-        return load_dataset(kind, data_files=str(path), streaming=script.dataset_streaming)
-    try:
-        return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
-    except OSError as error:
-        if path.exists() or "/" in script.dataset_name:
-            raise
-        raise ValueError(
-            f"there is no folder or file {script.dataset_name!r} here, nor a data set of that name on the Hub ({error}); "
-            f"`mfpo build --output {script.dataset_name}` makes one"
-        ) from error
-
-
-def split_of(data: Any, split: str) -> Any:
-    """One split; a data set without splits is its own only one.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    if not isinstance(data, dict):
-        return data
-    if split not in data:
-        raise ValueError(f"the data set has no split {split!r}, only {list(data)}")
-    return data[split]
 
 
 def peft_config(model: TrainModelConfig) -> Any:

@@ -16,7 +16,8 @@ from ..layout import Layout
 from ..packing import FLAT
 from ..pushing import check_strategy
 from ..requirements import requirements
-from ..train import check_output, evaluates, hub_id, load, parse, split_of
+from ..splits import load, split_of
+from ..train import check_output, evaluates, hub_id, parse
 from . import data, memory, model, rows
 from .curriculum import order
 from .formulas import GIB, Engine

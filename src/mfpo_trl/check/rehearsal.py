@@ -1,5 +1,6 @@
 """The trainer of a training, built as `mfpo train` builds it but for the weights: whatever refuses there refuses here."""
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -110,8 +111,13 @@ def rehearse(fields: Sequence[str], engine: Engine, problems: Sequence[str] = ()
     if engine.processes > 1:
         # One process of them cannot shard.
         training.fsdp = None
-    with tempfile.TemporaryDirectory(prefix="mfpo-check-") as folder:
-        training.output_dir = folder
-        trainer = Rehearsal(engine, **given)
-        freeze_parts(trainer.model, settings)
-        trainer.begin()
+    # What it warns of is said when it trains, or by a finding.
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mfpo-check-") as folder:
+            training.output_dir = folder
+            trainer = Rehearsal(engine, **given)
+            freeze_parts(trainer.model, settings)
+            trainer.begin()
+    finally:
+        logging.disable(logging.NOTSET)
