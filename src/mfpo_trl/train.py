@@ -280,9 +280,9 @@ def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     # After training, so that the card tells the final state.
     trainer.create_model_card(dataset_name=script.dataset_name)
     trainer.accelerator.print(f"The model and its card are in {training.output_dir}")
+    tear_down(trainer)
     if training.push_to_hub:
         trainer.accelerator.print(f"The model is at {push_trained(trainer)}")
-    tear_down(trainer)
 
 
 def peft_config(model: TrainModelConfig) -> Any:

@@ -1,0 +1,114 @@
+"""Real processes for the tests: what launchers are told where there is no GPU, and folders that test workers share."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from accelerate.utils.other import get_free_port
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "recipes" / "accelerate"
+SCRIPT = ROOT / "tests" / "two_processes.py"
+
+# The processes that two cores carry instead of the file's, and a free port: two launches that begin at once would both find the usual
+# one free, and meet there.
+OVERRIDES = ("--num_processes", "2", "--main_process_port", "0")
+# DeepSpeed would look for an accelerator; torch would take every core for each process.
+ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def run(*commands: Sequence, limit: float = 600, **environment: str) -> list[subprocess.CompletedProcess]:
+    """Commands that run at the same time, from the start of their processes to their end."""
+    started = []
+    for command in commands:
+        said = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        own = {**os.environ, **ENVIRONMENT, **environment}
+        started.append((subprocess.Popen(list(map(str, command)), env=own, stdout=said[0], stderr=said[1]), said))
+    try:
+        for process, _ in started:
+            process.wait(limit)
+    finally:
+        for process, _ in started:
+            # A launcher that is killed leaves its processes behind; one that is told to end takes them along.
+            process.terminate()
+            process.wait()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *(_read(file) for file in said))
+        for process, said in started
+    ]
+
+
+def _read(file) -> str:
+    with file:
+        file.seek(0)
+        return file.read()
+
+
+def accelerate(name: str) -> list[list]:
+    """The beginning of the command that launches with a shipped configuration, for each node of it."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{name}.yaml"]
+    if name in ("cpu", "single_gpu"):
+        return [launch]
+    if name != "multi_node":
+        return [[*launch, *OVERRIDES]]
+    # Two nodes of one process on this machine.
+    shared = ["--num_machines", 2, "--num_processes", 2, "--main_process_ip", "127.0.0.1"]
+    shared += ["--main_process_port", get_free_port()]
+    return [[*launch, *shared, "--machine_rank", rank] for rank in (0, 1)]
+
+
+def train(name: str, weights: Path, output: Path, *cases: str) -> dict[str, list[dict]]:
+    """Train with the engine of a shipped configuration; what each rank wrote down, by case."""
+    engine = {"zero2": "deepspeed", "zero3": "deepspeed", "multi_node": "deepspeed", "fsdp2": "fsdp"}.get(
+        name, "plain"
+    )
+    if engine == "deepspeed":
+        build_deepspeed_extension()
+    output.mkdir(exist_ok=True)
+    told = [SCRIPT, weights, output, engine, *cases]
+    for done in run(*([*launch, *told] for launch in accelerate(name))):
+        assert done.returncode == 0, done.stderr[-3000:]
+    return reports(output, *cases)
+
+
+def reports(output: Path, *cases: str) -> dict[str, list[dict]]:
+    return {
+        case: [json.loads(path.read_text()) for path in sorted((output / case).glob("rank-*.json"))] for case in cases
+    }
+
+
+@cache
+def build_deepspeed_extension() -> None:
+    """DeepSpeed compiles its communication at the first start; here, before processes ask for it at once. Minutes the first time."""
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "building"):
+        if any(folder.glob("*.so")):
+            return
+        # Of a build that was killed; everybody would wait for it for ever.
+        (folder / "lock").unlink(missing_ok=True)
+        code = (
+            "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
+        )
+        (done,) = run([sys.executable, "-c", code], limit=1200)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def shared(tmp_path_factory, name: str, fill: Callable[[Path], object]) -> Path:
+    """A folder that is filled once for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "filled").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            fill(folder)
+            (folder / "filled").touch()
+    return folder
