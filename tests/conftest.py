@@ -13,17 +13,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def extensions(tmp_path_factory):
-    """A folder of this run, shared by its workers, for what DeepSpeed compiles: a build that was killed elsewhere leaves a lock
-    behind, for which every later one would wait."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "torch-extensions"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
-        yield
-
-
 @pytest.fixture
 def recipes() -> Path:
     """The folder of recipes."""
