@@ -40,7 +40,13 @@ class Launched:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START], env=environment, text=True, start_new_session=True, **pipes
+            [sys.executable, "-c", START],
+            env=environment,
+            text=True,
+            start_new_session=True,
+            # Whoever runs the tests may ignore it, as a shell does for what it starts in its background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **pipes,
         )
         told = [["--config_file", configuration, "-m", "launched"], [str(folder), deed, *FORMS]]
         self.process.stdin.write(json.dumps(told))
