@@ -358,7 +358,6 @@ KINDS = {(path.parent.name == "methods", *path.stem.split("-")[-2:]): path for p
 METHODS = ("mfpo", "mdpo", "rdpo", "dpo")
 
 SAID_OF = {
-    ("docs/curriculum.md", "--text_loss_weight 0"): ["mfpo", "mdpo", "rdpo"],  # DPO has no other term
     ("docs/data.md", "--corruption diffusion"): ["mfpo"],
     ("docs/method.md", "--corruption none"): ["rdpo"],
     ("docs/scaling.md", "--corruption swap"): [],  # named there as what a stream refuses

@@ -147,11 +147,15 @@ def test_a_signal_before_there_is_a_training_ends_the_launcher(configuration, la
 
 def test_what_is_ignored_is_not_handed_on():
     """As under `nohup`, or in a script's background."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = {own: signal.signal(own, signal.SIG_DFL) for own in launch.FORWARDED}
     try:
-        assert launch._heeded() == [own for own in launch.FORWARDED if own != signal.SIGHUP]
+        for ignored in launch.FORWARDED:
+            signal.signal(ignored, signal.SIG_IGN)
+            assert launch._heeded() == [own for own in launch.FORWARDED if own != ignored]
+            signal.signal(ignored, signal.SIG_DFL)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for own, handler in before.items():
+            signal.signal(own, handler)
 
 
 def test_what_accelerate_refuses_is_one_line(configuration, launched, tmp_path):

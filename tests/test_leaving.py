@@ -98,7 +98,7 @@ LAUNCHED = {
     "examples/qlora_single_gpu.py": "tear_down",
     "examples/build_and_train.py": "tear_down",
     "examples/train_mfpo.py": "train",
-    "tests/two_processes.py": "tear_down",
+    "tests/two_processes.py": "train",
     "tests/two_processes_staged.py": "tear_down",
     "tests/test_engines.py": "tear_down",
 }
