@@ -24,13 +24,13 @@ OVERRIDES = ("--num_processes", "2", "--main_process_port", "0")
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def run(*commands: Sequence, limit: float = 600, **environment: str) -> list[subprocess.CompletedProcess]:
-    """Commands that run at the same time, from the start of their processes to their end."""
+def run(*commands: Sequence, limit: float = 600) -> list[subprocess.CompletedProcess]:
+    """Commands that run at the same time in the root of the repository, from the start of their processes to their end."""
     started = []
     for command in commands:
         said = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        own = {**os.environ, **ENVIRONMENT, **environment}
-        started.append((subprocess.Popen(list(map(str, command)), env=own, stdout=said[0], stderr=said[1]), said))
+        options = {"env": {**os.environ, **ENVIRONMENT}, "cwd": ROOT, "stdout": said[0], "stderr": said[1]}
+        started.append((subprocess.Popen(list(map(str, command)), **options), said))
     try:
         for process, _ in started:
             process.wait(limit)

@@ -539,6 +539,7 @@ LATER = {
     "staged.check_stage_reference: makes a copy of the adapter": API,
     "staged.check_stage_reference: makes the adapter the reference; leave ref_model out": API,
     "staged.check_stage_reference: needs a ref_model of the policy's own": API,
+    "config.MFPOConfig._check_launch": "needs processes that torchrun has started; in test_engines",
     "staged.Curriculum.on_train_begin": API,
     "train.freeze": "models without one of the parts, of which there is no tiny one; check.model.adapted asks the same function",
     "train.parse": "the fields that BASE gives; in test_cli and test_check",

@@ -30,7 +30,6 @@ CASES = {
 """What each configuration trains; offloading would compile DeepSpeed's AdamW for minutes."""
 
 RUNS_AS = {
-    "cpu": ("one process", "LlavaForConditionalGeneration"),
     "ddp": ("DDP (gloo)", "DistributedDataParallel"),
     "zero2": ("DeepSpeed ZeRO-2", "DeepSpeedEngine"),
     "zero3": ("DeepSpeed ZeRO-3", "DeepSpeedEngine"),

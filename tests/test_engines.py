@@ -6,6 +6,8 @@ killed.
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -178,6 +180,44 @@ def test_zero3_gathers_16_bit_weights(tmp_path_factory):
     card = (output / "model" / "README.md").read_text()
     assert "- engine: DeepSpeed ZeRO-3" in card and f"- deepspeed: {version('deepspeed')}" in card
     assert f"- trained: {saved:,} parameters of the model" in card and "arithmetic in bfloat16" in card
+
+
+# What the recipes' page says
+
+
+def test_documented_launches_train(folder, tmp_path):
+    """Each line of the page that launches with accelerate, told what a CPU needs, trains and ends with status 0."""
+    page = (launches.ROOT / "recipes" / "README.md").read_text()
+    alone, shared_out = re.findall(r"^accelerate launch (.+)$", page, re.M)
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    cpu = ["--model_name_or_path", folder / "policy", "--dataset_name", folder / "train.parquet", "--max_steps", "2"]
+    cpu += ["--bf16", "false", "--report_to", "none", "--per_device_train_batch_size", "1"]
+    cpu += ["--gradient_accumulation_steps", "1"]
+    commands = [[*launch, *shlex.split(alone), *cpu, "--use_cpu", "--output_dir", tmp_path / "alone"]]
+    launches.build_deepspeed_extension()
+    for name in ("zero3", "zero3_offload"):
+        assert (launches.ROOT / "recipes" / "deepspeed" / f"{name}.json").exists()
+    told = shared_out.replace("--num_processes 8", " ".join(launches.OVERRIDES))
+    told = told.replace("RECIPE", "recipes/llava-1.5/7b-mfpo-full.yaml")
+    commands += [[*launch, *shlex.split(told), *cpu, "--ddp_backend", "gloo", "--output_dir", tmp_path / "zero3"]]
+    for done in launches.run(*commands):
+        assert done.returncode == 0, done.stderr[-3000:]
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("alone", "zero3")]
+    assert "- engine:" not in cards[0] and "- engine: DeepSpeed ZeRO-3\n" in cards[1]
+    assert "(1 a process x 2 processes x " in cards[1] and ", 2 processes\n" in cards[1]
+    assert (tmp_path / "alone" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "zero3" / "model.safetensors").exists()
+
+
+def test_a_file_for_deepspeed_needs_an_accelerator_in_several_processes(monkeypatch):
+    """transformers would count one process, and DeepSpeed assert that batch sizes do not agree."""
+    own = {"deepspeed": str(launches.ROOT / "recipes" / "deepspeed" / "zero3.json"), "bf16": False}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for use_cpu in (False, True):
+        with pytest.raises(
+            ValueError, match="zero3.json' in 2 processes needs an accelerator; on a CPU, start them with"
+        ):
+            MFPOConfig("out", use_cpu=use_cpu, **own)
 
 
 # A process that is killed

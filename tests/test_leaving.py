@@ -56,6 +56,7 @@ ENDINGS = {
     "sys.exit(4)": 4,
     "sys.exit('a sentence')": 1,
     "raise KeyError('why')": 1,
+    "raise KeyboardInterrupt": 130,
 }
 
 
@@ -80,6 +81,45 @@ def test_a_process_ends_with_its_own_status(tmp_path, ending):
     assert "terminate called" not in done.stderr
     assert ("KeyError: 'why'" in done.stderr) == ("KeyError" in ending)
     assert ("a sentence" in done.stderr) == ("a sentence" in ending)
+
+
+ALONE = """
+import datetime, sys, time
+import torch
+import torch.distributed as dist
+
+from mfpo_trl import leaving
+
+meeting, rank = sys.argv[1], int(sys.argv[2])
+
+
+def main():
+    limit = datetime.timedelta(minutes=30)
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method="file://" + meeting, timeout=limit)
+    dist.barrier()
+    if rank == 0:
+        time.sleep(1000)
+    dist.all_reduce(torch.ones(1), async_op=True)
+    raise KeyError("why")
+
+
+leaving.run(main)
+"""
+
+
+def test_a_rank_that_fails_does_not_wait_for_a_collective_that_nobody_joins(tmp_path):
+    """The group's destructor would, for as long as the group's own limit; a launcher that sees the end ends the others."""
+    script = tmp_path / "script.py"
+    script.write_text(ALONE)
+    command = [sys.executable, str(script), str(tmp_path / "meeting")]
+    options = {"text": True, "stderr": subprocess.PIPE, "env": {**os.environ, "RANK": "0"}}
+    with subprocess.Popen([*command, "0"], **options) as other, subprocess.Popen([*command, "1"], **options) as own:
+        try:
+            said = own.communicate(timeout=240)[1]
+            assert own.returncode == 1 and "[rank1]: KeyError: 'why'" in said and other.poll() is None
+        finally:
+            own.kill()
+            other.kill()
 
 
 def test_outside_of_a_group_the_interpreter_ends_as_always(tmp_path):

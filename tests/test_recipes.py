@@ -414,9 +414,9 @@ def watched(command: list[str], output: Path) -> tuple[int, str, set[str]]:
 
 
 def test_two_processes_through_accelerate(models, tmp_path):
-    """`ddp` as it is but for the CPU: every process trains, one writes."""
+    """`ddp` as it is, with a free port: every process trains, one writes."""
     ddp = (RECIPES / "accelerate" / "ddp.yaml").read_text()
-    (tmp_path / "ddp.yaml").write_text(ddp.replace("use_cpu: false", "use_cpu: true"))
+    (tmp_path / "ddp.yaml").write_text(f"{ddp}main_process_port: 0\n")
     model = tiny.save_pretrained(tmp_path / "model", template=tiny.LLAVA_TEMPLATE)
     swap = ["--model_name_or_path", model, "--dataset_name", str(models[0] / "train.parquet")]
     launched = ["--accelerate-config", str(tmp_path / "ddp.yaml"), "--num-processes", "2"]

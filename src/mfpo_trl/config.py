@@ -2,9 +2,11 @@
 
 import copy
 import math
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+import torch
 from trl import DPOConfig
 
 from .corruptions import check_corruption, check_some_corruption
@@ -171,6 +173,7 @@ class MFPOConfig(DPOConfig):
     )
 
     def __post_init__(self):
+        self._check_launch()
         super().__post_init__()
         if self.corruption_kwargs is None:
             self.corruption_kwargs = {}
@@ -196,6 +199,16 @@ class MFPOConfig(DPOConfig):
             check_some_corruption(self.corruption_kwargs)
         else:
             check_corruption(self.corruption, self.corruption_kwargs)
+
+    def _check_launch(self) -> None:
+        """Refuse what would end in DeepSpeed's assertion on batch sizes: on a CPU, transformers asks for no way to communicate, so that
+        each process counts as the only one for it or for DeepSpeed."""
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.deepspeed and started > 1 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise ValueError(
+                f"deepspeed={self.deepspeed!r} in {started} processes needs an accelerator; on a CPU, start them with `accelerate launch "
+                "--use_deepspeed --deepspeed_config_file FILE` in place of it, with ddp_backend='gloo' and without use_cpu"
+            )
 
     def _check_curriculum(self) -> None:
         for name, choices in CURRICULUM_CHOICES.items():
