@@ -231,7 +231,7 @@ REFUSALS = [
     Refusal("; expected {}{}", recipe="beta: [0.1]", at="fields._value"),
     Refusal("expected a whole number or", recipe="pad_to_multiple_of: many"),
     Refusal("expected a mapping, which is a JSON object", recipe="corruption_kwargs: step"),
-    Refusal("a field cannot be used", recipe="accelerator_config: {splits: 1}"),
+    Refusal("{} cannot be used: {}", recipe="accelerator_config: {splits: 1}", at="fields.Parser.parse"),
     Refusal("--config needs the path of a recipe", "--config"),
     # The model and the adapter
     Refusal("are pickles only", model="pickled"),

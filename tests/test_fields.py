@@ -139,7 +139,7 @@ def test_a_text_of_another_kind_on_the_command_line(name, capsys):
         ),
         ("loss_weights: [1, one]", "loss_weights is [1, 'one']; expected a list of numbers or null"),
         ("hub_token: [hf_secret]", "hub_token is of another kind; expected null or a text"),
-        ("accelerator_config: {splits: 1}", "unexpected keyword argument 'splits'"),
+        ("accelerator_config: {splits: 1}", "accelerator_config cannot be used: AcceleratorConfig"),
         ("env: 5", "env is 5; expected a mapping"),
     ],
 )

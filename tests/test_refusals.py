@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import refusals
 import tiny
 import torch
 import transformers
@@ -24,7 +23,7 @@ from datasets import DatasetDict
 from refusals import BASE, DATA, LATER, REFUSALS, THEIRS, THEIRS_LATER, Refusal
 from safetensors.torch import load_file
 from stand_in_hub import BAD, READS, WRITES, StandInHub
-from test_distributed import ENGINES, build_deepspeed_extension
+from test_distributed import ENGINES
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
@@ -35,11 +34,6 @@ from mfpo_trl.check.preflight import check_devices
 from mfpo_trl.requirements import check_optimizer
 
 SOURCE = Path(train.__file__).parent
-TABLE = (
-    Path(refusals.__file__).relative_to(Path.cwd())
-    if Path(refusals.__file__).is_relative_to(Path.cwd())
-    else "tests/refusals.py"
-)
 
 
 # Both commands
@@ -192,7 +186,6 @@ def test_the_engines_refusal(folder, tmp_path, capsys):
     }
     (tmp_path / "zero2.json").write_text(json.dumps(configuration))
     fields = "--use_peft --curriculum staged --curriculum_reference stage --ddp_backend gloo"
-    build_deepspeed_extension()
     argv = written(Refusal("", fields, "difficult"), folder, tmp_path / "out")
     argv += ["--accelerate-config", str(tmp_path / "zero2.json")]
     status, found = checked(argv, capsys)

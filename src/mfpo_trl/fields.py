@@ -84,7 +84,8 @@ class Parser(TrlParser):
             return self.parse_args_into_dataclasses(args=list(argv))
         except TypeError as error:
             # A mapping whose keys are not those of the class that is made of it.
-            raise ValueError(f"a field cannot be used: {error}") from error
+            name = "accelerator_config" if "AcceleratorConfig" in str(error) else "a field"
+            raise ValueError(f"{name} cannot be used: {error}") from error
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls on a mistake, to end the program.
