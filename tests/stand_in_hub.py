@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on the loopback: what huggingface_hub asks of the real one to create, fill and read a repository.
 
 Files go up as on the real Hub without Xet: large and binary ones by Git LFS (batch, upload, verify), the others within the
-commit. Tokens are checked, private repositories hidden, branches kept apart; connections can be dropped in mid-upload.
+commit. Tokens are checked, private repositories hidden, branches kept apart; connections can be dropped in mid-upload, and uploads held.
 
     with StandInHub() as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path)})
@@ -77,6 +77,8 @@ class StandInHub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.faults = {"lfs": 0, "commit": 0}
+        self.open = threading.Event()
+        self.open.set()
         self.requests: list[str] = []
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
@@ -130,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
         self.body = self.read_body()
+        if make is batch:
+            self.hub.open.wait(60)
         try:
             self.level = self.check_token()
             if make is None:
@@ -191,6 +195,15 @@ class Handler(BaseHTTPRequestHandler):
 def set_faults(request):
     """For a child process: `StandInHub.faults`."""
     request.hub.faults.update(json.loads(request.body))
+    return {}
+
+
+def hold(request):
+    """For a child process: large files whose sha256 is known wait before they go up, until it says so."""
+    if json.loads(request.body):
+        request.hub.open.clear()
+    else:
+        request.hub.open.set()
     return {}
 
 
@@ -358,6 +371,7 @@ ROUTES = [
     (method, re.compile(route), make)
     for method, route, make in (
         ("POST", "/faults", set_faults),
+        ("POST", "/hold", hold),
         ("GET", "/api/whoami-v2", whoami),
         ("POST", "/api/repos/create", create),
         ("POST", "/api/validate-yaml", validate_yaml),

@@ -228,13 +228,13 @@ def test_what_training_and_building_push_comes_back(hub, tmp_path):
     """One child for both, as its imports cost more than the rest."""
     done = run(hub, tmp_path, __file__, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    check_models(hub, done)
+    check_models(hub, tmp_path, done)
     check_strategies(hub, done)
     check_data_set(hub, tmp_path, done)
     check_cards(hub, tmp_path, done)
 
 
-def check_models(hub, done):
+def check_models(hub, folder, done):
     for name, weights in (("full", "model"), ("lora", "adapter_model")):
         files = hub.files(f"user/{name}")
         needed = {f"{weights}.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja"}
@@ -247,8 +247,13 @@ def check_models(hub, done):
     refused = "mfpo train: error: user/command-end cannot be pushed to: the Hub does not accept the token"
     assert refused in done.stderr and "push later with `mfpo push`" in done.stderr
     assert hub.repos["models", "user/full"].private and not hub.repos["models", "user/lora"].private
-    # A push may be left out while the one before is under way.
-    assert "Training in progress, step 1" in hub.repos["models", "user/full"].messages
+    # The push of step 2 was left out, as that of step 1 was under way; which had the files of step 1 all the same.
+    full = hub.repos["models", "user/full"]
+    assert full.messages == ["initial commit", "Training in progress, step 1", "End of training"]
+    first, last = (files["model.safetensors"].data for files in list(full.commits.values())[1:])
+    assert first == (folder / "full" / "checkpoint-1" / "model.safetensors").read_bytes() != last
+    assert last == (folder / "full" / "checkpoint-2" / "model.safetensors").read_bytes()
+    assert not (folder / "full" / ".pushing").exists()
 
 
 def check_strategies(hub, done):
@@ -324,10 +329,14 @@ def trained(folder: Path) -> None:
     ):
         args = MFPOConfig(str(folder / name), hub_model_id=f"user/{name}", **settings, **own)
         trainer = MFPOTrainer("user/base", args=args, train_dataset=tiny.dataset(8), peft_config=lora)
-        trainer.train()
         if name == "full":
+            ask("hold", True)
+            trainer.train()
+            trainer.save_model(_internal_call=True)
+            ask("hold", False)
             trainer.push_to_hub(dataset_name="user/pairs")
         else:
+            trainer.train()
             trainer.save_model(_internal_call=True)
             trainer.create_model_card(dataset_name="user/pairs")
             lost(trainer)
@@ -384,17 +393,19 @@ def strategies(folder: Path) -> None:
         assert trainer.push_to_hub(blocking=False).result() == f"{os.environ['HF_ENDPOINT']}/user/script-{strategy}"
 
 
+def ask(what: str, value: object) -> None:
+    """Of the stand-in: how it behaves from now on."""
+    urlopen(Request(f"{os.environ['HF_ENDPOINT']}/{what}", json.dumps(value).encode()), timeout=9)
+
+
 def lost(trainer) -> None:
     """A push that fails for good: the trained weights and the card are where they were saved."""
 
-    def fault(commit):
-        urlopen(Request(f"{os.environ['HF_ENDPOINT']}/faults", json.dumps({"commit": commit}).encode()), timeout=9)
-
     waits, hub_module.WAITS = hub_module.WAITS, (0.01,)
-    fault(-1)
+    ask("faults", {"commit": -1})
     with pytest.raises(hub_module.PushError, match="the connection to the Hub was lost.* mfpo push .*/lora user/lora"):
         hub_module.push_trained(trainer)
-    fault(0)
+    ask("faults", {"commit": 0})
     hub_module.WAITS = waits
     output = Path(trainer.args.output_dir)
     assert (output / "README.md").exists() and load((output / "adapter_model.safetensors").read_bytes())

@@ -192,24 +192,26 @@ def push_trained(
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    folder: Path | None = None,
 ) -> str | None:
-    """Push what a trainer has saved in its output folder; the main process does.
+    """Push what a trainer has saved; the main process does.
 
     Args:
         trainer: its arguments say where, and hold for what is None here.
         commit_message, token, revision, private: as for `push`.
+        folder: with weights and card; the trainer's output folder when None.
 
     Returns:
         The address of the repository; None in the other processes.
 
     Raises:
-        PushError: the Hub did not take the files; weights and card are in the output folder.
+        PushError: the Hub did not take the files; weights and card are in the folder.
     """
     if not trainer.is_world_process_zero():
         return None
     args = trainer.args
     return push(
-        args.output_dir,
+        folder or args.output_dir,
         trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name,
         private=bool(args.hub_private_repo if private is None else private),
         token=token or args.hub_token,

@@ -89,21 +89,31 @@ def push_checkpoint(trainer: "MFPOTrainer", folder: str) -> None:
         return
     _wait(trainer)
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-    # Beside the card, where no limit of checkpoints removes it. An adapter's checkpoint has a card of PEFT's, which is empty
-    # but for the base model, and names that by its path.
-    for name in set(files_to_push(Path(folder), MODEL_FILES)) - {"README.md"}:
-        target = Path(args.output_dir, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(Path(folder, name), target)
-    step = trainer.state.global_step
+    copied, step = _copy(Path(folder), Path(args.output_dir)), trainer.state.global_step
 
     def push() -> None:
         try:
-            push_trained(trainer, f"Training in progress, step {step}")
+            push_trained(trainer, f"Training in progress, step {step}", folder=copied)
         except (PushError, ValueError, OSError) as error:
             logger.warning("The checkpoint of step %d was not pushed: %s", step, error)
+        else:
+            shutil.rmtree(copied)
 
     trainer.push_in_progress = PushInProgress([_in_background(push)])
+
+
+def _copy(checkpoint: Path, output: Path) -> Path:
+    """What is pushed of a checkpoint, in a folder that nothing writes to meanwhile: the output folder gets the next card and the trained
+    weights, and a limit of checkpoints removes this one."""
+    folder = output / ".pushing"
+    shutil.rmtree(folder, ignore_errors=True)
+    # An adapter's checkpoint has a card of PEFT's, which is empty but for the base model, and names that by its path.
+    weights = set(files_to_push(checkpoint, MODEL_FILES)) - {"README.md"}
+    for source, names in ((checkpoint, weights), (output, files_to_push(output, ["README.md"]))):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, folder / name)
+    return folder
 
 
 @contextmanager
