@@ -86,19 +86,24 @@ def reports(output: Path, *cases: str) -> dict[str, list[dict]]:
 
 @cache
 def build_deepspeed_extension() -> None:
-    """DeepSpeed compiles its communication at the first start; here, before processes ask for it at once. Minutes the first time."""
-    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "building"):
-        if any(folder.glob("*.so")):
-            return
-        # Of a build that was killed; everybody would wait for it for ever.
-        (folder / "lock").unlink(missing_ok=True)
-        code = (
-            "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
-        )
-        (done,) = run([sys.executable, "-c", code], limit=1200)
-        assert done.returncode == 0, done.stderr[-3000:]
+    """DeepSpeed compiles its communication at the first start, minutes; here once for an environment, and copied for each test run.
+
+    torch takes a file `lock` in that folder each time an extension is loaded, and waits for ever for one that a killed process has
+    left: a run has a folder of its own, which no run before it has touched.
+    """
+    kept = Path(sys.prefix, "torch_extensions", "deepspeed_shm_comm")
+    own = Path(os.environ["TORCH_EXTENSIONS_DIR"], kept.name)
+    kept.parent.mkdir(exist_ok=True)
+    with FileLock(kept.parent / "building.lock"):
+        if not (kept / "built").exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder; Builder().load(verbose=False)"
+            (done,) = run([sys.executable, "-c", code], limit=1200, TORCH_EXTENSIONS_DIR=str(kept.parent))
+            assert done.returncode == 0, done.stderr[-3000:]
+            (kept / "built").touch()
+        if not own.exists():
+            # With its times, by which ninja sees that nothing is to be done.
+            shutil.copytree(kept, own, ignore=shutil.ignore_patterns("lock"))
 
 
 def shared(tmp_path_factory, name: str, fill: Callable[[Path], object]) -> Path:
