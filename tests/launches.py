@@ -98,7 +98,7 @@ def build_deepspeed_extension() -> None:
         if not (kept / "built").exists():
             shutil.rmtree(kept, ignore_errors=True)
             code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder; Builder().load(verbose=False)"
-            (done,) = run([sys.executable, "-c", code], limit=1200, TORCH_EXTENSIONS_DIR=str(kept.parent))
+            (done,) = run(["env", f"TORCH_EXTENSIONS_DIR={kept.parent}", sys.executable, "-c", code], limit=1200)
             assert done.returncode == 0, done.stderr[-3000:]
             (kept / "built").touch()
         if not own.exists():
