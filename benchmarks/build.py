@@ -248,12 +248,12 @@ def watched(clock: Clock) -> Iterator[None]:
     """The functions that do a build's work, clocked by name."""
     from transformers import GroundingDinoForObjectDetection, SamModel
 
-    from mfpo_trl import dispreferred
     from mfpo_trl.data import stages
-    from mfpo_trl.data.grounding import ModelGrounder, NoRegions, RandomRegions
-    from mfpo_trl.data.parts import Parts
+    from mfpo_trl.data.grounding.grounders import ModelGrounder, NoRegions, RandomRegions
     from mfpo_trl.data.pipeline import Pipeline
-    from mfpo_trl.data.reading import JsonRows
+    from mfpo_trl.data.reading.files import JsonRows
+    from mfpo_trl.data.writing.parts import Parts
+    from mfpo_trl.images import dispreferred
 
     functions = {
         REST: [(Pipeline, "build")],
@@ -293,10 +293,10 @@ def measure_stages(options: Any) -> dict[str, Any]:
     """
     import pyarrow.parquet as pq
 
-    from mfpo_trl.curriculum import stages
-    from mfpo_trl.data.parts import remember
     from mfpo_trl.data.pipeline import Pipeline
-    from mfpo_trl.data.report import PartReport
+    from mfpo_trl.data.writing.parts import remember
+    from mfpo_trl.data.writing.report import PartReport
+    from mfpo_trl.order.curriculum import stages
 
     pipeline = Pipeline(options)
     remember(options.output, {})
@@ -374,7 +374,7 @@ def ready(options: Any, places: Any) -> None:
     """Start a process of a build, its models loaded and a first batch built; wait for the other ones, and note when that was
     done."""
     from mfpo_trl.data import build
-    from mfpo_trl.data.report import PartReport
+    from mfpo_trl.data.writing.report import PartReport
 
     build._start(options, places)
     build._PIPELINE._batch(range(min(options.batch_size, build._PIPELINE.count)), PartReport())
@@ -388,7 +388,7 @@ def ready(options: Any, places: Any) -> None:
 def processes_rate(options: Any, processes: int) -> tuple[float, float]:
     """Rows a second from when all processes were ready, and seconds until then."""
     from mfpo_trl.data import build
-    from mfpo_trl.data.parts import remember
+    from mfpo_trl.data.writing.parts import remember
 
     options = replace(options, num_proc=processes)
     pipeline = build.Pipeline(options)

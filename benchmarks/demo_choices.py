@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
-from mfpo_trl.corruptions import SCHEDULES
 from mfpo_trl.demo import story
 from mfpo_trl.demo.alignment import METHODS, shared_settings, train_student
 from mfpo_trl.demo.progress import only_our_bars
 from mfpo_trl.demo.scenes import make_scenes
 from mfpo_trl.demo.scoring import score_captions
 from mfpo_trl.demo.tiny_model import build_processor
+from mfpo_trl.images.corruptions import SCHEDULES
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 CANDIDATES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {

@@ -34,13 +34,14 @@ from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from mfpo_trl import MFPOConfig, MFPOTrainer, forward
+from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl._trl import Replay
-from mfpo_trl.branches import split_batch
-from mfpo_trl.collator import MFPOCollator
-from mfpo_trl.dispreferred import DispreferredImages
-from mfpo_trl.losses import BRANCHES
-from mfpo_trl.packing import FLAT, PACKED_ROW
+from mfpo_trl.batch import forward
+from mfpo_trl.batch.collator import MFPOCollator
+from mfpo_trl.batch.packing import FLAT, PACKED_ROW
+from mfpo_trl.images.dispreferred import DispreferredImages
+from mfpo_trl.objective.branches import split_batch
+from mfpo_trl.objective.losses import BRANCHES
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ python examples/push_to_hub.py llava-mfpo user/llava-mfpo
 
 import sys
 
-from mfpo_trl.hub import push
+from mfpo_trl.hub.upload import push
 
 
 def main(folder="llava-mfpo", repo="user/llava-mfpo", **options):

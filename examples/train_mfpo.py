@@ -7,7 +7,7 @@ accelerate launch --config_file recipes/accelerate/ddp.yaml examples/train_mfpo.
 import sys
 
 from mfpo_trl import leaving
-from mfpo_trl.train import build, parse, train
+from mfpo_trl.train.command import build, parse, train
 
 
 def main(argv=None):

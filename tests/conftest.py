@@ -9,7 +9,10 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [
+    str(ROOT / "benchmarks"),
+    *(str(own) for own in (ROOT / "tests", *(ROOT / "tests").iterdir()) if own.is_dir()),
+]
 
 
 def pytest_configure(config):
@@ -33,5 +36,5 @@ def pictures(request):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfpo_trl.model_card.write_curves", lambda folder, log_history: None)
+        patch.setattr("mfpo_trl.card.model_card.write_curves", lambda folder, log_history: None)
         yield

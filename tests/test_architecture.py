@@ -1,19 +1,55 @@
 """Who may import whom (docs/architecture.md), and what importing costs."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import mfpo_trl
+
 SOURCE = Path(__file__).parents[1] / "src" / "mfpo_trl"
-PURE = {"losses", "branches", "packing", "batches", "regions", "corruptions", "rows", "dispreferred", "curriculum"}
+FLOORS = (
+    "objective rows weights leaving",
+    "images _trl checkpoints",
+    "config",
+    "batch requirements",
+    "reference",
+    "order",
+    "card",
+    "hub",
+    "arguments data",
+    "trainer",
+    "__init__",
+    "train demo",
+    "check",
+    "cli",
+)
+"""Rooms, and the files beside them, from the ground up; each may import what lies below it."""
+
+FLOORS_OF_DATA = ("reading keywords grounding difficulty", "stages", "writing", "preview pipeline", "build", "command")
+PURE = (
+    "objective.losses objective.branches rows.schema images.regions images.corruptions images.dispreferred batch.packing "
+    "batch.layouts order.curriculum"
+).split()
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "numpy", "PIL")
+MODULES = sorted(SOURCE.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports, those of this package as `mfpo_trl.<module>`; type-checking imports left out."""
+def handed_on(folder: Path) -> dict[str, str]:
+    """The names that others may import from a room, each with the file that it comes from."""
+    nodes = ast.walk(ast.parse((folder / "__init__.pyi").read_text()))
+    return {alias.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def imports(path: Path, through_doors: bool = True) -> set[str]:
+    """Modules that a file imports, those of this package as `mfpo_trl.<module>`; type-checking imports left out.
+
+    Args:
+        through_doors: of a name that a room hands on, tell the module that has it, and not the room.
+    """
     found = set()
     tree = ast.parse(path.read_text())
     checked = {id(node) for block in ast.walk(tree) if is_type_checking(block) for node in ast.walk(block)}
@@ -26,21 +62,44 @@ def imports(path: Path) -> set[str]:
             package = ["mfpo_trl", *path.relative_to(SOURCE).parts[:-1]]
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+            for alias in node.names:
+                found.add(resolved(module, alias.name) if through_doors else named(module, alias.name))
     return found
+
+
+def named(module: str, name: str) -> str:
+    """What `from module import name` imports: a module of that name, or the module itself."""
+    if not module.startswith("mfpo_trl"):
+        return module
+    folder = SOURCE.joinpath(*module.split(".")[1:])
+    inside = (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+    return f"{module}.{name}" if inside else module
+
+
+def resolved(module: str, name: str) -> str:
+    own = named(module, name)
+    folder = SOURCE.joinpath(*own.split(".")[1:])
+    if own == "mfpo_trl":
+        home = mfpo_trl._HOME_OF.get(name)
+        return "mfpo_trl.__init__" if home is None else f"mfpo_trl.{home}"
+    if own.startswith("mfpo_trl") and folder.is_dir() and own == module:
+        return f"{module}.{handed_on(folder)[name]}"
+    return own
 
 
 def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-MODULES = sorted(SOURCE.rglob("*.py"))
+def room_of(module: str) -> str:
+    """`mfpo_trl.rows.schema` -> `rows`"""
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("path", [SOURCE / f"{name}.py" for name in sorted(PURE)], ids=lambda path: path.stem)
-def test_pure_rooms_know_torch_numpy_and_pillow_only(path):
+@pytest.mark.parametrize("name", PURE)
+def test_pure_files_know_torch_numpy_and_pillow_only(name):
     allowed = {"torch", "numpy", "PIL", *sys.stdlib_module_names}
-    for module in imports(path):
+    for module in imports(SOURCE / f"{name.replace('.', '/')}.py"):
         own = module.removeprefix("mfpo_trl.")
         assert own in PURE if module.startswith("mfpo_trl") else module.split(".")[0] in allowed, module
 
@@ -52,18 +111,52 @@ def test_private_names_of_trl_are_in_one_place(path):
             assert module == "trl" or path.name == "_trl.py", f"{path.name} reaches into {module}"
 
 
+def test_every_room_has_a_floor():
+    """And the root stays as small as it is said to be."""
+    inside = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert sorted(" ".join(FLOORS).split()) == sorted(inside)
+    assert len(list(SOURCE.glob("*.py"))) <= 12
+    own = {path.stem for path in (SOURCE / "data").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert sorted(" ".join(FLOORS_OF_DATA).split()) == sorted(own - {"__init__", "__pycache__"})
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_data_walks_one_way(path):
-    room = path.relative_to(SOURCE).parts[0]
-    reached = {
-        module.removeprefix("mfpo_trl.").split(".")[0] for module in imports(path) if module.startswith("mfpo_trl")
-    }
-    if room in ("data", "evaluation"):
-        assert "trainer" not in reached
-    if room not in ("cli.py", "__init__.py"):
-        assert "cli" not in reached
-    for side in {"data", "evaluation", "demo"} - {room}:
-        assert side not in reached or room == "cli.py", f"{path.name} reaches into {side}"
+    """Every import goes down a floor, and through the door of the room that it goes to."""
+    height = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+    own = path.relative_to(SOURCE).parts
+    room = own[0].removesuffix(".py")
+    for module in imports(path):
+        if module.startswith("mfpo_trl.") and room_of(module) != room and module != "mfpo_trl.__init__":
+            assert height[room_of(module)] < height[room], f"{room} imports {module}, which lies no lower"
+    height = {room: floor for floor, rooms in enumerate(FLOORS_OF_DATA) for room in rooms.split()}
+    if room == "data" and own[1] != "__init__.py":
+        inner = own[1].removesuffix(".py")
+        for module in imports(path, through_doors=False):
+            parts = module.split(".")
+            if parts[:2] == ["mfpo_trl", "data"] and len(parts) > 2 and parts[2] != inner:
+                assert height[parts[2]] < height[inner], f"{inner} imports {module}, which lies no lower"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nobody_reaches_around_a_door(path):
+    package = ["mfpo_trl", *path.relative_to(SOURCE).parts[:-1]]
+    for module in imports(path, through_doors=False):
+        parts = module.split(".")
+        if parts[0] == "mfpo_trl" and parts[:-1] != package and len(parts) > 2:
+            assert SOURCE.joinpath(*parts[1:]).is_dir(), (
+                f"{path.name} reaches for {module}; its room should hand on what it needs"
+            )
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in SOURCE.rglob("__init__.pyi")), ids=lambda folder: folder.name
+)
+def test_a_room_hands_on_what_is_there(folder):
+    room = importlib.import_module(".".join(["mfpo_trl", *folder.relative_to(SOURCE).parts]))
+    assert room.__doc__ and sorted(room.__all__) == sorted(handed_on(folder))
+    for name, file in handed_on(folder).items():
+        assert getattr(room, name) is getattr(importlib.import_module(f"{room.__name__}.{file}"), name)
 
 
 @pytest.mark.parametrize("statement", ["import mfpo_trl", "import mfpo_trl.cli", "import mfpo_trl.demo"])
@@ -73,8 +166,6 @@ def test_import_is_light(statement):
 
 
 def test_public_names_exist():
-    import mfpo_trl
-
     for name in mfpo_trl.__all__:
         assert getattr(mfpo_trl, name) is not None
         assert name in dir(mfpo_trl)
@@ -96,7 +187,7 @@ def private_names(tree: ast.AST, kind: type) -> set[str]:
 # Names of `datasets` and argparse in rooms that do not load TRL.
 FOREIGN = {
     "leaving.py": {"_shutdown", "_run_exitfuncs", "_exit"},
-    "data/reading.py": {"_fingerprint"},
+    "data/reading/files.py": {"_fingerprint"},
     "data/command.py": {"_actions"},
 }
 

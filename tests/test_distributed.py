@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from mfpo_trl.collator import MFPOCollator
+from mfpo_trl.batch.collator import MFPOCollator
 
 FULL = "packed-adam"
 FULL_CACHED = "packed-adam-cached"
@@ -139,7 +139,7 @@ def test_sharded_engines_train_like_one_process(ranks, tmp_path_factory, name, c
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_group_and_no_engine_is_left_behind_a_training(ranks, name):
-    """When `mfpo_trl.train.train` has returned; a launcher that ends with status 0 has seen all of its processes do so."""
+    """When `mfpo_trl.train.command.train` has returned; a launcher that ends with status 0 has seen all of its processes do so."""
     for rank in ranks(name, CASES[name][-1]):
         # The policy's, and the reference's where it is a model.
         models = 2 if CASES[name][-1] == FULL else 1

@@ -34,12 +34,14 @@ from transformers import (
 from trl import ScriptArguments, TrlParser
 
 import mfpo_trl
-from mfpo_trl import MFPOConfig, cli, launch, train
+from mfpo_trl import MFPOConfig, cli
 from mfpo_trl.arguments import check_arguments
 from mfpo_trl.check.command import parse_options
 from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
-from mfpo_trl.data.keywords import KeywordOptions
+from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
+from mfpo_trl.train import command as train
+from mfpo_trl.train import launch
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
@@ -452,7 +454,7 @@ def parameters(model: str) -> int:
 
 
 def test_the_page_has_all_default_weights():
-    source = (ROOT / "src" / "mfpo_trl" / "data" / "grounding.py").read_text()
+    source = (ROOT / "src" / "mfpo_trl" / "data" / "grounding" / "grounders.py").read_text()
     assert set(re.findall(r'"([\w-]+/[\w.-]+)"', source)) == set(PUBLISHED)
     listed = {row[2].split()[0] for row in grounders()}
     assert set(PUBLISHED) == listed - {"none", "yours"}

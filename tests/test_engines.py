@@ -25,7 +25,7 @@ from test_distributed import save_weights, trained
 from transformers import BitsAndBytesConfig, TrainerCallback
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, leaving, train
-from mfpo_trl.collator import MFPOCollator
+from mfpo_trl.batch.collator import MFPOCollator
 
 NUMBERS = ("loss", "loss/text", "loss/image", "loss/anchor", "rewards/margins", "rewards/image_margins", "grad_norm")
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}

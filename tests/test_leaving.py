@@ -133,23 +133,24 @@ def test_outside_of_a_group_the_interpreter_ends_as_always(tmp_path):
 
 
 LAUNCHED = {
-    "src/mfpo_trl/train.py": "tear_down",
+    "src/mfpo_trl/train": "tear_down",
     "examples/drop_in.py": "tear_down",
     "examples/qlora_single_gpu.py": "tear_down",
     "examples/build_and_train.py": "tear_down",
     "examples/train_mfpo.py": "train",
     "tests/two_processes.py": "train",
-    "tests/two_processes_staged.py": "tear_down",
+    "tests/order/two_processes_staged.py": "tear_down",
     "tests/test_engines.py": "tear_down",
 }
-"""Every file that a launcher starts as a rank, and what tears the group down there."""
+"""Every file or package that a launcher starts as a rank, and what tears the group down there."""
 
 
 def test_every_script_of_a_rank_leaves_in_order():
     for name, torn_down in LAUNCHED.items():
         called = [
             node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-            for node in ast.walk(ast.parse((ROOT / name).read_text()))
+            for path in ((ROOT / name).glob("*.py") if (ROOT / name).is_dir() else [ROOT / name])
+            for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call)
         ]
         assert torn_down in called and "run" in called, name
@@ -157,12 +158,12 @@ def test_every_script_of_a_rank_leaves_in_order():
 
 def test_every_script_that_trains_is_known():
     """A file of the examples, or of the tests with a foot of its own, that builds a trainer."""
-    scripts = [*(ROOT / "examples").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    scripts = [*(ROOT / "examples").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
     found = {
         str(path.relative_to(ROOT))
         for path in scripts
         if "__main__" in (text := path.read_text()) or path.stem.startswith("two_processes")
         if ".train(" in text or "train(trainer" in text
     }
-    alone = {"tests/test_hub.py", "tests/test_leaving.py"}
-    assert found - alone == set(LAUNCHED) - {"src/mfpo_trl/train.py"}
+    alone = {"tests/hub/test_hub.py", "tests/test_leaving.py"}
+    assert found - alone == set(LAUNCHED) - {"src/mfpo_trl/train"}

@@ -15,10 +15,10 @@ from test_trainer import TEXT_ONLY, build, history, policy
 from trl import DPOTrainer
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
-from mfpo_trl.collator import MFPOCollator
-from mfpo_trl.dispreferred import DispreferredImages
-from mfpo_trl.losses import BRANCHES, TERMS
-from mfpo_trl.packing import FLAT, PACKED_ROW, PACKED_ROWS
+from mfpo_trl.batch.collator import MFPOCollator
+from mfpo_trl.batch.packing import FLAT, PACKED_ROW, PACKED_ROWS
+from mfpo_trl.images.dispreferred import DispreferredImages
+from mfpo_trl.objective.losses import BRANCHES, TERMS
 
 
 def first_loss(tmp_path, config=None, rows=None, **kwargs) -> float:
@@ -134,7 +134,7 @@ def test_a_collators_layout_with_either_kernel(tmp_path, kernel, layout):
 
 
 def test_a_packing_collator_of_an_untested_family_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr("mfpo_trl.layout.PACKED_FAMILIES", ())
+    monkeypatch.setattr("mfpo_trl.batch.choice.PACKED_FAMILIES", ())
     trainer = build(MFPOTrainer, {}, tmp_path, data_collator=MFPOCollator(tiny.processor(), layout=PACKED_ROW))
     assert not trainer.layout.proven
 

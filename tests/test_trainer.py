@@ -15,10 +15,10 @@ from trl import DPOConfig, DPOTrainer
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl._trl import ATTRIBUTES, CLASS_ATTRIBUTES, check_attributes, check_contract
-from mfpo_trl.collator import MFPOCollator
-from mfpo_trl.dispreferred import DispreferredImages
-from mfpo_trl.rows import to_rgb
-from mfpo_trl.validation import rows_without_regions
+from mfpo_trl.batch.collator import MFPOCollator
+from mfpo_trl.images.dispreferred import DispreferredImages
+from mfpo_trl.rows.schema import to_rgb
+from mfpo_trl.rows.validation import rows_without_regions
 
 CPU = {
     "use_cpu": True,

@@ -24,10 +24,10 @@ from transformers import (
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.checkpoints import last_complete_checkpoint, resume_point
-from mfpo_trl.data.detectors import load as load_grounder
-from mfpo_trl.data.difficulty import build_difficulty
-from mfpo_trl.data.keywords import embedding_vectors
-from mfpo_trl.data.semantic_entropy import entailment
+from mfpo_trl.data.difficulty.measures import build_difficulty
+from mfpo_trl.data.difficulty.semantic_entropy import entailment
+from mfpo_trl.data.grounding.detectors import load as load_grounder
+from mfpo_trl.data.keywords.extraction import embedding_vectors
 from mfpo_trl.weights import pickled_only
 
 SOURCE = Path(__file__).parents[1] / "src" / "mfpo_trl"

@@ -22,8 +22,10 @@ from peft import LoraConfig
 from transformers import training_args
 from trl import ScriptArguments
 
-from mfpo_trl import MFPOConfig, MFPOTrainer, leaving, model_card, train
-from mfpo_trl.card_facts import describe_engine
+from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
+from mfpo_trl.card import model_card
+from mfpo_trl.card.facts import describe_engine
+from mfpo_trl.train import command as train
 
 
 class InOrder(MFPOTrainer):

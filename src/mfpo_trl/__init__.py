@@ -11,18 +11,18 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "MFPOConfig": "config",
     "MFPOTrainer": "trainer",
-    "MFPOCollator": "collator",
-    "image_loss": "losses",
-    "anchor_loss": "losses",
-    "corrupt": "corruptions",
+    "MFPOCollator": "batch",
+    "image_loss": "objective",
+    "anchor_loss": "objective",
+    "corrupt": "images",
 }
 __all__ = [*_HOME_OF, "__version__"]
 
 if TYPE_CHECKING:
-    from .collator import MFPOCollator
+    from .batch import MFPOCollator
     from .config import MFPOConfig
-    from .corruptions import corrupt
-    from .losses import anchor_loss, image_loss
+    from .images import corrupt
+    from .objective import anchor_loss, image_loss
     from .trainer import MFPOTrainer
 
 

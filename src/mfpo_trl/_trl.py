@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import trl
 from datasets import Dataset, DatasetDict, IterableDataset
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import UnidentifiedImageError
 from torch import Tensor
@@ -23,7 +25,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from .branches import IGNORED_LABEL, gather_branches, label_positions, labelled, of_pairs, shifted_labels
+from .objective import IGNORED_LABEL, gather_branches, label_positions, labelled, of_pairs, shifted_labels
 from .rows import REFERENCE, ROW_NUMBER, row_error
 from .weights import refuse_pickled_checkpoint
 
@@ -133,6 +135,24 @@ def method_of(trainer: DPOTrainer) -> tuple[str, dict[str, str]]:
     return kind._name, kind._paper
 
 
+def card_of(trainer: DPOTrainer, write: Callable[..., None], *named: Any) -> ModelCard:
+    """The model card that TRL would write.
+
+    Args:
+        write: `create_model_card` of TRL.
+        named: what it is called with.
+    """
+    args = trainer.args
+    with TemporaryDirectory() as folder:
+        trainer.args = copy.copy(args)
+        trainer.args.output_dir = folder
+        try:
+            write(*named)
+        finally:
+            trainer.args = args
+        return ModelCard.load(os.path.join(folder, "README.md"))
+
+
 def metrics_of(trainer: DPOTrainer, mode: str) -> dict[str, list[float]]:
     """What TRL has gathered since it logged last; `mode` is `train` or `eval`."""
     return trainer._metrics[mode]
@@ -184,7 +204,7 @@ class Replay:
     Args:
         model: the wrapped model, with TRL's fused LM head.
         inputs: what the model reads, with `labels` or `shift_labels`.
-        branches, pairs: the tables of `mfpo_trl.branches`, (N, 3) and (B, 3).
+        branches, pairs: the tables of `mfpo_trl.objective.branches`, (N, 3) and (B, 3).
 
     After `score`, `outputs` holds the per-token outputs of each branch, (N, C).
     """

@@ -1,21 +1,20 @@
 """The arguments of a trainer, before anything is loaded."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftConfig
 from trl import DPOConfig
 
-from ._trl import model_id
+from ._trl import NumberedRows, model_id
 from .config import MFPOConfig
-from .pushing import check_strategy
-from .ranking import check_difficulties
+from .hub import check_strategy
+from .order import check_curriculum, check_difficulties, check_grouping, check_stage_arguments
 from .reference import check_cacheable
-from .sampling import check_grouping
-from .staged import check_curriculum, check_stage_arguments
-from .validation import has_image_column
+from .rows import check_dataset, has_image_column
 from .weights import refuse_pickles, safetensors_only
 
 
@@ -126,6 +125,24 @@ def check_arguments(
             "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
             "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
         )
+
+
+def check_rows(dataset: Any, name: str, placeholders: Sequence[str]) -> None:
+    """Read the first row of a data set whole, and look at the texts of all; images, regions and lengths are checked when a row
+    is collated.
+
+    Args:
+        dataset, name, placeholders: as for `check_dataset`.
+
+    Raises:
+        ValueError: a first row that cannot be read, and what `check_dataset` raises.
+    """
+    if isinstance(dataset, Dataset) and len(dataset):
+        try:
+            NumberedRows.of(dataset).__getitems__([0])
+        except ValueError as error:
+            raise ValueError(f"{name}, {error}") from error
+    check_dataset(dataset, name, placeholders)
 
 
 def follow_log_level(args: DPOConfig) -> None:

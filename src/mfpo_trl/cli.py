@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .data.command import add_build, add_preview, with_recipe
+from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv[1:])
     if argv[:1] == ["check"]:
         # The same fields, and a few of its own.
-        from .check.command import main as check
+        from .check import main as check
 
         return check(argv[1:])
     if argv[:1] == ["build"]:
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _demo(args: argparse.Namespace) -> int:
     print(f"mfpo demo, seed {args.seed}: a tiny world for a tiny captioner. Loading PyTorch ...", flush=True)
-    from .demo.story import run
+    from .demo import run
 
     run(args.output_dir, args.seed, args.ablation)
     return 0

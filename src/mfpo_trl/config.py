@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from trl import DPOConfig
 
-from .corruptions import check_corruption, check_some_corruption
-from .dispreferred import AUTO, REGION_CHOICES
-from .losses import TERMS, branches_read
+from .images import AUTO, REGION_CHOICES, check_corruption, check_some_corruption
+from .objective import TERMS, branches_read
 
 PREFIX_SHARING_CHOICES = ("auto", "on", "off")
 CURRICULUM_CHOICES = {
@@ -67,7 +66,7 @@ class MFPOConfig(DPOConfig):
         curriculum_reference: `initial`, or `stage`: the policy at the end of a stage is the reference of the next one.
         curriculum_scheduler: the learning rate's schedule over all stages once (`single`), or anew in each (`restart`).
         curriculum_score: what difficulty is where the data set has none: `nll`, `reference_margin` or `mask_area`
-            (`mfpo_trl.ranking`).
+            (`mfpo_trl.order.ranking`).
         curriculum_missing: what happens when some rows have no difficulty: `error`, or `hard`: they count as the hardest.
         curriculum_group_by_length: bring rows of similar length into one micro-batch inside of a stage.
 

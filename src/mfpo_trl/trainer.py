@@ -1,5 +1,6 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
+import os
 from typing import Any
 
 import torch
@@ -10,24 +11,48 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from . import _trl
-from .arguments import as_mfpo_config, check_arguments, follow_log_level, has_image_column, loading, named_evaluations
-from .branches import check_batch, check_scored, from_preference_batch, has_branch, of_pairs, split_batch
-from .collator import MFPOCollator, build_collator, end_answers
-from .forward import prepare
-from .layout import Layout, choose_layout, given_layout, proven, reads_rows
-from .losses import BRANCHES, TERMS, masked_mean, modality_balance
-from .metrics import Tally, batch_metrics
-from .model_card import MFPO_CITATION, write_model_card
-from .packing import FLAT
-from .pushing import push_checkpoint, push_model, tokens_hidden
-from .ranking import branches_ranked
+from .arguments import (
+    as_mfpo_config,
+    check_arguments,
+    check_rows,
+    follow_log_level,
+    has_image_column,
+    loading,
+    named_evaluations,
+)
+from .batch import (
+    FLAT,
+    Layout,
+    MFPOCollator,
+    build_collator,
+    choose_layout,
+    end_answers,
+    given_layout,
+    prepare,
+    proven,
+    reads_rows,
+)
+from .card import MFPO_CITATION, Training, write_model_card
+from .hub import push_checkpoint, push_model, tokens_hidden
+from .images import check_recipes
+from .objective import (
+    BRANCHES,
+    TERMS,
+    Tally,
+    batch_metrics,
+    check_batch,
+    check_scored,
+    from_preference_batch,
+    has_branch,
+    masked_mean,
+    modality_balance,
+    of_pairs,
+    split_batch,
+)
+from .order import Curriculum, branches_ranked, check_stage_reference, grouped_sampler
 from .reference import VALUES, References, score_reference
 from .requirements import requirements
-from .row_recipes import check_recipes
-from .rows import COLUMNS, REFERENCE
-from .sampling import grouped_sampler
-from .staged import Curriculum, check_stage_reference
-from .validation import check_dataset, has_images, image_tokens, is_stored, rows_without_regions
+from .rows import COLUMNS, REFERENCE, has_images, image_tokens, is_stored, rows_without_regions
 
 logger = get_logger(__name__)
 
@@ -40,7 +65,7 @@ class MFPOTrainer(DPOTrainer):
     are DPOTrainer's.
 
     Rows are TRL's preference rows with `image` or `images`, and optionally `rejected_image(s)`, the dispreferred images,
-    or `key_regions`, where to make them (`mfpo_trl.regions` says in which forms), and `corruption`, how (the recipe that
+    or `key_regions`, where to make them (`mfpo_trl.images.regions` says in which forms), and `corruption`, how (the recipe that
     `mfpo build` writes).
 
     Example:
@@ -97,7 +122,7 @@ class MFPOTrainer(DPOTrainer):
         for _, ask in requirements(args, optimizers):
             ask()
         for name, dataset in datasets.items():
-            check_dataset(dataset, name, image_tokens(processing_class))
+            check_rows(dataset, name, image_tokens(processing_class))
         if data_collator is None:
             check_recipes(args, datasets)
         if args.accelerator_config.dispatch_batches is None and has_image_column(train_dataset):
@@ -416,4 +441,28 @@ class MFPOTrainer(DPOTrainer):
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """TRL's model card, with what was trained on, with which terms and with which dispreferred images."""
-        write_model_card(self, super().create_model_card, model_name, dataset_name, tags)
+        if not self.is_world_process_zero():
+            return
+        # A local path is nobody else's business.
+        dataset_name = None if dataset_name is not None and os.path.exists(dataset_name) else dataset_name
+        card = _trl.card_of(self, super().create_model_card, model_name, dataset_name, tags)
+        write_model_card(self._as_told(), card, model_name, dataset_name)
+
+    def _as_told(self) -> Training:
+        return Training(
+            args=self.args,
+            model=self.model,
+            accelerator=self.accelerator,
+            state=self.state,
+            train_dataset=self.train_dataset,
+            data_collator=self.data_collator,
+            method=_trl.method_of(self),
+            loss_types=self.loss_types,
+            term_weights=self.term_weights,
+            image_beta=self.image_beta,
+            plan=None if self.curriculum is None else self.curriculum.plan,
+            evaluations=[] if self.curriculum is None else self.curriculum.evaluations(),
+            has_images=_trl.has_vision_data(self),
+            micro_batch_size=_trl.micro_batch_size(self),
+            is_deepspeed_enabled=self.is_deepspeed_enabled,
+        )

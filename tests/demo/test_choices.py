@@ -3,9 +3,9 @@
 import demo_choices
 from rich.console import Console
 
-from mfpo_trl.corruptions import SCHEDULES
 from mfpo_trl.demo import scenes, story
 from mfpo_trl.demo.alignment import METHODS
+from mfpo_trl.images.corruptions import SCHEDULES
 
 
 def test_no_test_scene_is_drawn(tmp_path, monkeypatch, capsys):

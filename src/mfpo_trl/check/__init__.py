@@ -1,1 +1,5 @@
 """`mfpo check`: what would go wrong in a training, found without training."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from .. import launch
 from ..hub import without_tokens
+from ..train import check_processes, config_file, split
 from .formulas import Engine
 from .table import PROBLEM, Finding, as_json, table, worst
 
@@ -69,7 +69,7 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--accelerate-config", metavar="NAME", help="as mfpo train takes it: its engine is reckoned with"
     )
     parser.add_argument("--num-processes", type=int, metavar="N", help="devices, where not those of the configuration")
-    launcher, rest = launch.split(argv)
+    launcher, rest = split(argv)
     options, fields = parser.parse_known_args(rest)
     if options.rows < 1:
         raise ValueError(f"--rows is {options.rows}; expected a number from 1 up")
@@ -101,9 +101,9 @@ def engine_of(accelerate: str | None, deepspeed: str | Mapping[str, Any] | None,
         ValueError: an unknown configuration, or one that is no mapping.
         OSError: it cannot be read.
     """
-    settings = _mapping(launch.config_file(accelerate)) if accelerate else {}
+    settings = _mapping(config_file(accelerate)) if accelerate else {}
     if accelerate and processes:
-        launch.check_processes(launch.config_file(accelerate), processes)
+        check_processes(config_file(accelerate), processes)
     count, machines = processes or settings.get("num_processes") or 1, settings.get("num_machines") or 1
     kind = settings.get("distributed_type")
     own = settings.get("deepspeed_config") or {}

@@ -8,9 +8,17 @@ from transformers import TrainerState
 
 from ..checkpoints import TRAINER_STATE
 from ..config import MFPOConfig
-from ..curriculum import Plan
-from ..ranking import check_difficulties, describe, given_difficulties, plan, with_stages
-from ..staged import check_curriculum, kept_order, reference_of_stage
+from ..order import (
+    Plan,
+    check_curriculum,
+    check_difficulties,
+    describe,
+    given_difficulties,
+    kept_order,
+    plan,
+    reference_of_stage,
+    with_stages,
+)
 from .table import OK, Finding
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MFPOConfig
-from ..dispreferred import AUTO, DispreferredImages
-from ..row_recipes import overruled, used_recipes
+from ..images import AUTO, DispreferredImages, overruled, used_recipes
 from ..rows import COLUMNS, ROW_NUMBER
 from .rows import Look
 from .table import OK, PROBLEM, WARNING, Finding, some

@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from ..branches import IGNORED_LABEL, shifted_labels
-from ..collator import build_collator
+from ..batch import build_collator, unwrapped
 from ..config import MFPOConfig
-from ..forward import unwrapped
+from ..objective import IGNORED_LABEL, shifted_labels
 from ..train import TrainModelConfig
 from .formulas import (
     GIB,

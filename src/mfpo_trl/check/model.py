@@ -11,10 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..batch import FLAT, Layout, choose_layout, reads_rows, unwrapped
 from ..config import MFPOConfig
-from ..forward import unwrapped
-from ..layout import Layout, choose_layout, reads_rows
-from ..packing import FLAT
 from ..train import TrainModelConfig, check_name, freeze_parts, model_options, part_of, peft_config
 from ..weights import refuse_pickles
 from .table import OK, PROBLEM, WARNING, Finding

@@ -10,14 +10,11 @@ import torch
 from accelerate.utils import is_deepspeed_available
 from datasets import Dataset
 
+from ..batch import FLAT, Layout
 from ..checkpoints import resume_point
-from ..hub import PushError, check_login
-from ..layout import Layout
-from ..packing import FLAT
-from ..pushing import check_strategy
+from ..hub import PushError, check_login, check_strategy
 from ..requirements import requirements
-from ..splits import load, split_of
-from ..train import check_output, evaluates, hub_id, parse
+from ..train import check_output, evaluates, hub_id, load, parse, split_of
 from . import data, memory, model, rows
 from .curriculum import order
 from .formulas import GIB, Engine

@@ -10,13 +10,10 @@ from datasets import Dataset
 from PIL import Image
 
 from .. import _trl
-from ..collator import MFPOCollator, build_collator, end_completion
+from ..batch import FLAT, MFPOCollator, build_collator, end_completion
 from ..config import MFPOConfig
-from ..dispreferred import DispreferredImages, check_rejected_images
-from ..packing import FLAT
-from ..regions import region_mask, regions_per_image
-from ..rows import ROW_NUMBER, image_list, load_images, same_answer
-from ..validation import checked_texts, image_tokens
+from ..images import DispreferredImages, check_rejected_images, region_mask, regions_per_image
+from ..rows import ROW_NUMBER, checked_texts, image_list, image_tokens, load_images, same_answer
 
 
 @dataclass

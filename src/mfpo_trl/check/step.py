@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ..rows import ROW_NUMBER
+from ..rows import ROW_NUMBER, is_stored
 from ..train import build, parse
-from ..validation import is_stored
 from .formulas import GIB
 from .table import OK, PROBLEM, Finding
 

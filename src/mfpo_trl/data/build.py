@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import hub
-from .parts import remember
+from ..hub import token_for
 from .pipeline import BuildOptions, Pipeline
-from .report import finish
+from .writing import finish, remember
 
 
 def run(options: BuildOptions) -> Path:
@@ -34,7 +33,7 @@ def run(options: BuildOptions) -> Path:
     """
     if options.push_to_hub:
         # Now, and not after hours of building.
-        hub.token_for(options.push_to_hub)
+        token_for(options.push_to_hub)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         from accelerate import PartialState

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..corruptions import USUAL_RESOLUTION, check_corruption, corruption_defaults
-from ..dispreferred import DispreferredImages
+from ..images import USUAL_RESOLUTION, DispreferredImages, check_corruption, corruption_defaults
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
-from .parts import Parts, features
-from .reading import image_roots, open_rows, repeated
-from .report import PartReport
-from .sources import SOURCES, recognise
+from .reading import SOURCES, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
+from .writing import PartReport, Parts, features
 
 PART_ROWS = 512
 """Rows of the source that a part is made from: what a killed build has to do again at most, per process."""

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..dispreferred import DispreferredImages, check_rejected_images
-from ..regions import encode_rle, region_mask, regions_per_image
+from ..images import DispreferredImages, check_rejected_images, encode_rle, region_mask, regions_per_image
 from ..rows import check_answers, load_images, plain_text
 from .keywords import KeywordOptions, keywords
-from .reading import image_bytes, read_masks
-from .sources import IMAGE, convert
+from .reading import IMAGE, convert, image_bytes, read_masks
 
 Row = dict[str, Any]
 

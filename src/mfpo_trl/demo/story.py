@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
-from ..dispreferred import DispreferredImages
+from ..images import DispreferredImages
 from .alignment import CORRUPTION, align, folder_name
 from .captioner import train_captioner, write_captions
 from .pairs import preference_pairs, preference_row

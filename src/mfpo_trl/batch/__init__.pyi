@@ -1,0 +1,12 @@
+from .choice import Layout as Layout
+from .choice import choose_layout as choose_layout
+from .choice import given_layout as given_layout
+from .choice import proven as proven
+from .choice import reads_rows as reads_rows
+from .collator import MFPOCollator as MFPOCollator
+from .collator import build_collator as build_collator
+from .collator import end_answers as end_answers
+from .collator import end_completion as end_completion
+from .forward import prepare as prepare
+from .forward import unwrapped as unwrapped
+from .packing import FLAT as FLAT

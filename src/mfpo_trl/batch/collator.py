@@ -1,0 +1,332 @@
+"""Rows -> batch: read, check, corrupt, encode and lay out the branches that the terms read."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl import apply_chat_template, is_conversational, prepare_multimodal_messages
+
+from .._trl import NumberedRows
+from ..config import MFPOConfig
+from ..images import AUTO, DispreferredImages, check_rejected_images, some_row_swaps
+from ..objective import BRANCHES
+from ..rows import (
+    IMAGE_COLUMNS,
+    REFERENCE,
+    checked_texts,
+    enlarged,
+    has_images,
+    image_tokens,
+    load_images,
+    row_error,
+    row_name,
+    rows_with_images,
+    same_answer,
+)
+from .layouts import LAYOUTS, Branch, EncodedPrompt
+from .packing import FLAT
+
+logger = logging.getLogger(__name__)
+
+PIXEL_BUDGET = 4096
+"""A `longest_edge` above this is a number of pixels (the Qwen-VL convention), not the length of a side."""
+
+SUFFIXES = {"PaliGemmaProcessor": {"token_type_ids": 1}}
+"""What a processor writes behind a prompt where that is not 0. PaliGemma's tokens of type 0 see each other in both
+directions: an answer of that type would see its own end."""
+
+
+@dataclass
+class MFPOCollator:
+    """Data collator for preference rows with images.
+
+    Args:
+        processor: of the model; its tokenizer must have a padding token.
+        branches: what has to be scored, out of `chosen`, `rejected`, `corrupted` (`MFPOConfig.branches`).
+        dispreferred: makes the dispreferred images.
+        max_length: rows are cut to this many tokens; None cuts nothing.
+        pad_to_multiple_of: pad rows to a multiple of this many tokens.
+        add_eos: end every completion with the end-of-sequence token unless the chat template has closed it.
+        layout: `flat`, or, where branches share their image and prompt, `packed rows` or a `packed row` for them all
+            (`mfpo_trl.batch.packing`). A branch that several rows of the data have in common is then scored once.
+
+    A call takes a list of B rows and returns a dict of tensors: what the model reads (`input_ids`, `attention_mask`,
+    `labels`, (R, T), and the processor's image tensors), and the tables `pairs` (B, 3) and `branches` (N, 3) that
+    `mfpo_trl.objective.branches` describes. One row a branch: the chosen ones, then the rejected, then the corrupted.
+
+    ```python
+    >>> batch = MFPOCollator(processor)([row, row])
+    >>> batch["pairs"]  # chosen, rejected, corrupted branch of each sample
+    tensor([[0, 2, 4],
+            [1, 3, 5]])
+    >>> batch["branches"]  # row, first label position and number of labels of each branch
+    tensor([[ 0, 19,  7],
+            [ 1, 19,  7],
+            [ 2, 19,  5],
+            [ 3, 19,  5],
+            [ 4, 19,  7],
+            [ 5, 19,  7]])
+    ```
+
+    Raises:
+        ValueError: an unknown branch or layout; a row that cannot be used, whose message names the row and the field.
+    """
+
+    processor: ProcessorMixin
+    branches: Sequence[str] = BRANCHES
+    dispreferred: DispreferredImages = field(default_factory=DispreferredImages)
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    add_eos: bool = True
+    layout: str = FLAT
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __post_init__(self):
+        for name, given, known in (("branches", self.branches, BRANCHES), ("layout", [self.layout], LAYOUTS)):
+            if unknown := [one for one in given if one not in known]:
+                raise ValueError(f"{name} of the collator: {unknown[0]!r} is unknown; expected {', '.join(known)}")
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        samples = [self.encode(example) for example in examples]
+        laid: list[Branch] = []
+        known: dict[Any, int] = {}
+        pairs = torch.full((len(samples), len(BRANCHES)), -1)
+        for column, name in enumerate(BRANCHES):
+            for position, sample in enumerate(samples):
+                if name in sample:
+                    branch = sample[name]
+                    same = len(laid) if self.layout == FLAT else (branch.prompt.identity, tuple(branch.completion))
+                    pairs[position, column] = known.setdefault(same, len(laid))
+                    laid += [branch] if pairs[position, column] == len(laid) else []
+        self._say_when_cut(laid)
+        lay = LAYOUTS[self.layout]
+        rows = lay(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
+        # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
+        if all(REFERENCE in example for example in examples):
+            rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
+        return {"pairs": pairs, **rows}
+
+    def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:
+        """One row -> the branches that it takes part in.
+
+        Raises:
+            RowError: the row cannot be used; names the row and the field.
+        """
+        texts = checked_texts(example, image_tokens(self.processor))
+        if same_answer(example):
+            self._say("equal", f"{row_name(example)}: 'chosen' equals 'rejected'; its text term teaches nothing.")
+        example = _with_remote_files(example)
+        images = load_images(example, "image") or []
+        check_rejected_images(example, len(images))
+        prompt, chosen, rejected = self._templated(example, texts, images)
+        completions = {name: self._completion_ids(text) for name, text in (("chosen", chosen), ("rejected", rejected))}
+        clean = self._encode_prompt(example, "prompt", prompt, images)
+        sample = {name: Branch(clean, completions[name]) for name in ("chosen", "rejected") if name in self.branches}
+        if images and "corrupted" in self.branches:
+            variant = self._encode_prompt(example, "rejected_images", prompt, self.dispreferred(example, images))
+            sample["corrupted"] = Branch(variant, completions["chosen"])
+        return sample
+
+    def _say(self, subject: str, message: str) -> None:
+        """Warn of a subject once in this process."""
+        if subject not in self._said:
+            self._said.add(subject)
+            logger.warning(f"{message} Said once; there may be more.")
+
+    def _say_when_cut(self, branches: Sequence[Branch]) -> None:
+        if self.max_length is None:
+            return
+        cut = [len(b.prompt.tokens["input_ids"]) + len(b.completion) > self.max_length for b in branches]
+        if any(cut):
+            problem = f"cuts the end of answers, in this batch {sum(cut)} of {len(cut)}."
+            self._say("cut", f"max_length={self.max_length} {problem}")
+
+    def _templated(self, example: Mapping[str, Any], texts: dict, images: list[Image.Image]) -> tuple[str, str, str]:
+        """The prompt, chosen and rejected response as the model reads them."""
+        if not is_conversational(texts):
+            return texts["prompt"], texts["chosen"], texts["rejected"]
+        tools = example.get("tools")
+        try:
+            messages = {"prompt": prepare_multimodal_messages(texts["prompt"], images=images)}
+            messages |= {name: prepare_multimodal_messages(texts[name]) for name in ("chosen", "rejected")}
+            if example.get("chat_template_kwargs"):
+                messages["chat_template_kwargs"] = example["chat_template_kwargs"]
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+            written = apply_chat_template(messages, self.processor, tools=tools)
+        except Exception as error:
+            raise row_error(example, "prompt", f"the chat template cannot write it: {error}") from error
+        return written["prompt"], written["chosen"], written["rejected"]
+
+    def _completion_ids(self, text: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return end_completion(ids, tokenizer) if self.add_eos else ids
+
+    def _encode_prompt(self, example: Mapping[str, Any], field: str, text: str, images: list) -> EncodedPrompt:
+        try:
+            encoded = self.processor(
+                images=[[enlarged(image) for image in images]] if images else None,
+                text=[text],
+                # The chat template has written them, and a plain prompt is taken as it stands, as in TRL.
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
+        except Exception as error:
+            raise row_error(example, field, f"the processor cannot encode prompt and images: {error}") from error
+        shape = encoded["input_ids"].shape
+        if not shape[1]:
+            raise row_error(example, "prompt", "is empty; there is nothing to answer")
+        tensors = {
+            key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"
+        }
+        tokens = {key: value[0] for key, value in tensors.items() if value.shape == shape}
+        if self.max_length is not None and shape[1] >= self.max_length:
+            raise row_error(example, "prompt", self._too_long(tokens["input_ids"]))
+        vision = {key: value for key, value in tensors.items() if key not in tokens}
+        image_ids = self.processor.tokenizer.convert_tokens_to_ids(list(image_tokens(self.processor)))
+        shared = not vision or int(tokens["input_ids"][-1]) not in image_ids
+        return EncodedPrompt(tokens, vision, SUFFIXES.get(type(self.processor).__name__, {}), shared)
+
+    def _too_long(self, ids: Tensor) -> str:
+        image_tokens = int((ids == getattr(self.processor, "image_token_id", -1)).sum())
+        advice = "raise max_length or set it to None"
+        if image_tokens:
+            return (
+                f"max_length={self.max_length} would cut the {len(ids)} tokens of the prompt, {image_tokens} of which are "
+                f"the image; {advice}"
+            )
+        return f"max_length={self.max_length} leaves no room for the answer after {len(ids)} prompt tokens; {advice}"
+
+
+def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, layout: str) -> MFPOCollator:
+    """The collator that a configuration asks for.
+
+    Args:
+        args: names the branches, the corruption and the lengths.
+        processor: of the model.
+        dataset: the training data, whose rows give their images to the corruption `swap`.
+        layout: a key of `mfpo_trl.batch.layouts.LAYOUTS`.
+
+    Raises:
+        ValueError: images are to be swapped in a stream, or answers ended without a token for it.
+    """
+    if args.add_eos and processor is not None:
+        end_of_sequence(processor.tokenizer)
+    dispreferred = DispreferredImages.of(args, model_resolution(processor))
+    if args.corruption == "swap" and not isinstance(dataset, Dataset):
+        raise ValueError(
+            "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
+            "map-style data set, or fill 'rejected_images' yourself"
+        )
+    swaps = args.corruption == "swap" or (args.corruption == AUTO and some_row_swaps(dataset))
+    if swaps and has_images(dataset):
+        dispreferred.donors = _Donors(NumberedRows.of(dataset), rows_with_images(dataset))
+    return MFPOCollator(
+        processor=processor,
+        branches=args.branches,
+        dispreferred=dispreferred,
+        max_length=args.max_length,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        add_eos=args.add_eos,
+        layout=layout,
+    )
+
+
+class _Donors:
+    """The rows of a data set that have an image, as a sequence."""
+
+    def __init__(self, rows: NumberedRows, numbers: np.ndarray):
+        self.rows, self.numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.rows.__getitems__([int(self.numbers[position])])[0]
+
+
+def _with_remote_files(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fetch the images that a streamed data set keeps as paths inside of remote archives, which `datasets` alone opens."""
+
+    def fetched(field: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [fetched(field, item) for item in value]
+        if isinstance(value, Mapping) and value.get("bytes") is None and "://" in str(value.get("path")):
+            try:
+                return datasets.Image().decode_example(dict(value))
+            except Exception as error:
+                raise row_error(example, field, f"{value['path']} cannot be read: {error}") from error
+        return value
+
+    fields = [field for field in IMAGE_COLUMNS if example.get(field) is not None]
+    return {**example, **{field: fetched(field, example[field]) for field in fields}}
+
+
+def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """End a completion with the end-of-sequence token, so that stopping is learnt.
+
+    A completion that ends with a special token, such as a chat template's end of turn, up to blank tokens, stays as it
+    is. Otherwise blank tokens that the template left behind the answer make room for the end-of-sequence token.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token.
+    """
+    eos = end_of_sequence(tokenizer)
+    last = len(ids)
+    while last and not tokenizer.decode([ids[last - 1]]).strip():
+        last -= 1
+    added = tokenizer.added_tokens_decoder
+    closed = last and (ids[last - 1] == eos or (ids[last - 1] in added and added[ids[last - 1]].special))
+    return ids if closed else [*ids[:last], eos]
+
+
+def end_answers(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """`end_completion` of both answers of a row without images, as TRL has tokenized it."""
+    return {name: end_completion(row[name], tokenizer) for name in ("chosen_ids", "rejected_ids")}
+
+
+def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a completion.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("add_eos=True needs a tokenizer with an end-of-sequence token; set it, or set add_eos=False")
+    return tokenizer.eos_token_id
+
+
+def model_resolution(processor: ProcessorMixin) -> Callable[[int, int], int] | None:
+    """From an image's (height, width) to the shorter side, in pixels, at which the processor hands it to the model; None
+    where the processor does not say."""
+    size = dict(getattr(getattr(processor, "image_processor", None), "size", None) or {})
+    longest, shortest = size.get("longest_edge"), size.get("shortest_edge")
+    if longest and longest > PIXEL_BUDGET:
+        return partial(_side_within_pixels, longest)
+    if longest and not shortest:
+        return partial(_side_beside_longest, longest)
+    shortest = shortest or min(size.get("height") or 0, size.get("width") or 0)
+    return partial(_fixed_side, shortest) if shortest else None
+
+
+def _fixed_side(side: int, height: int, width: int) -> int:
+    return side
+
+
+def _side_beside_longest(longest: int, height: int, width: int) -> int:
+    return max(1, round(longest * min(height, width) / max(height, width)))
+
+
+def _side_within_pixels(pixels: int, height: int, width: int) -> int:
+    return max(1, round(min(height, width) * min(1.0, math.sqrt(pixels / (height * width)))))

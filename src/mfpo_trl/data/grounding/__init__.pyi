@@ -1,0 +1,2 @@
+from .grounders import GROUNDERS as GROUNDERS
+from .grounders import build_grounder as build_grounder

@@ -1,0 +1,5 @@
+"""`mfpo preview`: rows as a page and as a sheet of pictures."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,127 @@
+"""What is shown of a preference row, whatever it is shown on: its images, its regions and its texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ...images import region_mask, regions_per_image
+from ...rows import ROW_NUMBER, load_images, plain_text, row_error
+from .outlines import COLOURS, display_mask, displayed, fitted, outlined
+
+CONTROL = {code: " " for code in (*range(10), *range(11, 32), *range(127, 160))}
+SIGNS = {"chosen": "+", "rejected": "-"}
+"""What stands before the label of a text."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its dispreferred one, at the size at which they are shown.
+
+    Args:
+        image: with its regions outlined and numbered.
+        dispreferred: as it is.
+        sizes: the full sizes of both, in words.
+        legend: colour (None for a remark) and words of each region.
+    """
+
+    image: Image.Image
+    dispreferred: Image.Image
+    sizes: tuple[str, str]
+    legend: Sequence[tuple[str | None, str]]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What is shown of a row: its name, a pair an image, and labelled texts."""
+
+    name: str
+    pairs: Sequence[Pair]
+    texts: Mapping[str, str]
+
+
+def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhibit:
+    """What is shown of a row.
+
+    Args:
+        row: a preference row; without `rejected_images` they are made as a training makes them that names no corruption:
+            by the row's own recipe, else by default.
+        donors: the rows among which the corruption `swap` finds another image.
+
+    Raises:
+        ValueError: an image, a region or a recipe that cannot be used, naming the row.
+    """
+    # It needs PyTorch, which takes seconds to import.
+    from ...images import USUAL_RESOLUTION, DispreferredImages
+
+    images = load_images(row, "image") or []
+    making = DispreferredImages(resolution=lambda height, width: USUAL_RESOLUTION, donors=donors)
+    own = load_images(row, "rejected_image") is not None
+    others = making(row, images) if images or own else []
+    try:
+        regions = regions_per_image(row.get("key_regions"), len(images))
+        masks = [
+            [region_mask([region], image.height, image.width) for region in some]
+            for some, image in zip(regions, images, strict=True)
+        ]
+    except (ValueError, TypeError, OSError) as error:
+        raise row_error(row, "key_regions", str(error)) from error
+    if any(regions):
+        bare = "no region; stays as it is beside images that have one"
+    else:
+        bare = "no regions given" if own and row.get("key_regions") is None else "whole image"
+    pairs = [
+        Pair(
+            outlined(displayed(image), [display_mask(mask, fitted(image.size)) for mask in some]),
+            displayed(other),
+            tuple(f"{picture.width} x {picture.height} px" for picture in (image, other)),
+            [(COLOURS[n % len(COLOURS)], _region_words(n, region)) for n, region in enumerate(given)]
+            or [(None, bare)],
+        )
+        for image, other, some, given in zip(images, others, masks, regions, strict=True)
+    ]
+    name = f"row {row[ROW_NUMBER]}" + (f"  ·  {_clean(str(row['id']))}" if row.get("id") else "")
+    return Exhibit(name, pairs, _texts(row, making, own))
+
+
+def _region_words(position: int, region: Any) -> str:
+    region = region if isinstance(region, Mapping) else {}
+    score = f" ({region['score']:.2f})" if region.get("score") is not None else ""
+    return f"{position + 1}  {_clean(region.get('phrase') or 'no phrase')}{score}"
+
+
+def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
+    texts = {
+        name: _clean(plain_text(row.get(name))).strip() or "(no text)" for name in ("prompt", "chosen", "rejected")
+    }
+    words = row.get("keywords")
+    if words is not None:
+        texts["key words"] = _clean(words if isinstance(words, str) else ", ".join(map(str, words))) or "none"
+    for name, form in (("difficulty", "{:.4g}"), ("stage", "{}")):
+        if row.get(name) is not None:
+            texts[name] = form.format(row[name])
+    texts["corruption"] = _corruption(row, making, own)
+    return texts
+
+
+def _corruption(row: Mapping[str, Any], making: Any, own: bool) -> str:
+    """How the dispreferred images of a row are made, or were where it brings them."""
+    from ...images import NO_CORRUPTION, USUAL_RESOLUTION, row_recipe
+
+    try:
+        recipe = row_recipe(row)
+    except ValueError:
+        # Which nobody reads where the row brings its images.
+        recipe = None
+    if own and (recipe is None or recipe.corruption == NO_CORRUPTION):
+        return "the row brings its dispreferred images"
+    used = making.recipe(row)
+    grid = f"; noise for {USUAL_RESOLUTION} pixels, in training for what the model sees"
+    grid = grid if used.corruption == "diffusion" and "resolution" not in used.kwargs else ""
+    return f"{used}{grid}{'; the default, since the row names none' if recipe is None else ''}"
+
+
+def _clean(text: str) -> str:
+    """Control characters but the line feed to blanks."""
+    return "\n".join(text.splitlines()).translate(CONTROL)

@@ -1,0 +1,9 @@
+from .files import image_bytes as image_bytes
+from .files import image_roots as image_roots
+from .files import open_rows as open_rows
+from .files import read_masks as read_masks
+from .files import repeated as repeated
+from .sources import IMAGE as IMAGE
+from .sources import SOURCES as SOURCES
+from .sources import convert as convert
+from .sources import recognise as recognise

@@ -1,0 +1,184 @@
+"""What a build did: counts of a part, their sum, a table, the rejected rows and the data set's card."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...order import stages
+from .. import Rejected, Row
+from .parts import replace
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUOTED = re.compile(r"'[^']*[/.][^']*'")
+PATH = re.compile(r"(?<![\w…])(?:~|\.{1,2})?/[^\s,;:'\")]+")
+"""One that is not quoted."""
+LARGE, SMALL = 0.8, 0.005
+"""Shares of the image beyond which regions are hardly key regions."""
+
+
+class PartReport:
+    """Collects the counts and times of a part while it is built."""
+
+    def __init__(self):
+        self.seconds: Counter[str] = Counter()
+        self.rejected: list[dict[str, Any]] = []
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time of a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+    def kept(self, found: Sequence[Row | Rejected], numbers: Sequence[int]) -> list[Row]:
+        """The rows that can be used, with the number of their source row; the others are noted."""
+        rows = []
+        for row, number in zip(found, numbers, strict=True):
+            if isinstance(row, Rejected):
+                self.rejected.append({"row": number, "reason": str(row)})
+            else:
+                rows.append({**row, "number": number})
+        return rows
+
+    def summary(self, rows: Sequence[Row], rows_in: int) -> dict[str, Any]:
+        """What is stored beside the part."""
+        with_images = [row for row in rows if row["images"]]
+        return {
+            "rows_in": rows_in,
+            "rows_out": len(rows),
+            "with_images": len(with_images),
+            "ungrounded": sum(not row["grounded"] for row in with_images),
+            "areas": [round(row["mask_area"], 6) for row in with_images if row["grounded"]],
+            "keywords": sum(len(row["keywords"]) for row in rows),
+            "equal_answers": sum(row["chosen"] == row["rejected"] for row in rows),
+            "seconds": dict(self.seconds),
+            "rejected": sorted(self.rejected, key=lambda one: one["row"]),
+        }
+
+
+def total(reports: Sequence[Mapping[str, Any]], wall: float, grounds: bool = True) -> dict[str, Any]:
+    """The report of a build, from those of its parts.
+
+    Args:
+        reports: as `PartReport.summary` gives them.
+        wall: seconds of the last run that built something.
+        grounds: whether regions were looked for; without, none can fail.
+    """
+    sums = {name: sum(report[name] for report in reports) for name in ("rows_in", "rows_out", "with_images")}
+    areas = np.array([area for report in reports for area in report["areas"]])
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        seconds.update(report["seconds"])
+    rejected = [one for report in reports for one in report["rejected"]]
+    warnings = [
+        f"{share:.0%} of the rows have regions that cover {what} of the image"
+        for share, what in (
+            (float((areas > LARGE).mean()) if len(areas) else 0, f"over {LARGE:.0%}"),
+            (float((areas < SMALL).mean()) if len(areas) else 0, f"under {SMALL:.1%}"),
+        )
+        if share > 0.05
+    ]
+    ungrounded = sum(report["ungrounded"] for report in reports)
+    if ungrounded and grounds:
+        warnings.append(
+            f"{ungrounded} rows have no region: training corrupts their whole image, and refuses them under "
+            "--corruption_region key"
+        )
+    return {
+        **sums,
+        "rejected": len(rejected),
+        "rejected_by_reason": dict(Counter(kind(one["reason"]) for one in rejected).most_common()),
+        "equal_answers": sum(report["equal_answers"] for report in reports),
+        "grounding_failure_rate": ungrounded / max(sums["with_images"], 1) if grounds else None,
+        "mask_area_quantiles": {f"{q:.0%}": float(np.quantile(areas, q)) for q in QUANTILES} if len(areas) else {},
+        "keywords_per_row": sum(report["keywords"] for report in reports) / max(sums["rows_out"], 1),
+        "seconds_per_stage": {name: round(value, 3) for name, value in seconds.items()},
+        "wall_seconds": round(wall, 3),
+        "warnings": warnings,
+    }
+
+
+def kind(reason: str) -> str:
+    """A reason without what is particular to its row, and without any place on this machine."""
+    reason = re.sub(r"^(?:a row|row \d+)(?: \(prompt .*\))?, (?=field )", "", reason, flags=re.DOTALL)
+    return re.sub(rf"{QUOTED.pattern}|{PATH.pattern}|\b\d+\b", "…", reason)[:100]
+
+
+def finish(options: Any, pipeline: Any, wall: float | None) -> None:
+    """Write what is known when all parts are there: stages, `rejects.jsonl`, `report.json`, the card; and say it.
+
+    Args:
+        options, pipeline: of the build.
+        wall: seconds of this run; None where it had nothing to build, and an earlier run's stay.
+    """
+    from .card import write_card
+
+    reports = pipeline.parts.reports()
+    folder: Path = options.output
+    lines = [json.dumps(one, ensure_ascii=False) for report in reports for one in report["rejected"]]
+    replace(folder / "rejects.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
+    pipeline.parts.finish(partial(stages, count=options.stages))
+    if wall is None:
+        wall = _wall_before(folder)
+    report = total(reports, wall, options.grounder != "none")
+    told = {name: without_folder(value) for name, value in options.remembered(pipeline.count).items()}
+    report |= {"source": pipeline.source, "options": told}
+    replace(
+        folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
+    )
+    show(report, folder)
+    write_card(options, report)
+
+
+def without_folder(value: Any) -> Any:
+    """A local path by its name only: where it lies is nobody else's business, and the report goes to the Hub."""
+    is_path = isinstance(value, str) and value and (Path(value).exists() or value.startswith(("/", "./", "../", "~")))
+    return Path(value).resolve().name if is_path else value
+
+
+def _wall_before(folder: Path) -> float:
+    path = folder / "report.json"
+    return json.loads(path.read_text("utf-8"))["wall_seconds"] if path.exists() else 0.0
+
+
+def show(report: Mapping[str, Any], folder: Path) -> None:
+    """The report as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Reasons quote rows, whose brackets are no markup.
+    table = Table(title=Text(f"Built {folder}"), show_header=False)
+    quantiles = "  ".join(f"{name} {value:.1%}" for name, value in report["mask_area_quantiles"].items())
+    spent = sum(report["seconds_per_stage"].values())
+    rate = report["grounding_failure_rate"]
+    reasons = "".join(f"\n{count} × {reason}" for reason, count in report["rejected_by_reason"].items())
+    lines = {
+        "rows of the source": report["rows_in"],
+        "rows built": f"{report['rows_out']} ({report['with_images']} with images)",
+        "rejected": f"{report['rejected']}, see rejects.jsonl{reasons}" if report["rejected"] else 0,
+        "chosen equals rejected": report["equal_answers"],
+        "grounding failed": "nothing was grounded"
+        if rate is None
+        else f"{rate:.1%} of the rows with images (whole image)",
+        "regions cover": quantiles or "-",
+        "key words a row": f"{report['keywords_per_row']:.1f}",
+        **{
+            f"seconds, {stage}": f"{seconds:.1f} ({seconds / max(spent, 1e-9):.0%})"
+            for stage, seconds in report["seconds_per_stage"].items()
+        },
+    }
+    for name, value in lines.items():
+        table.add_row(Text(name), Text(str(value)))
+    console = Console()
+    console.print(table)
+    for warning in report["warnings"]:
+        console.print(f"Warning: {warning}.", style="yellow")

@@ -1,0 +1,5 @@
+"""A row's dispreferred images: where they differ, how, and by whose recipe."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

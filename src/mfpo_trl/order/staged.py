@@ -1,0 +1,366 @@
+"""What a curriculum does to a trainer: what it excludes, and what happens where a stage ends."""
+
+import os
+import shutil
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from peft import PeftConfig, PeftModel
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from .. import _trl
+from ..checkpoints import ResumeError
+from ..config import MFPOConfig
+from ..requirements import schedule
+from ..rows import is_stored
+from .curriculum import Plan
+from .ranking import plan_of
+from .sampling import EpochSampler
+
+logger = get_logger(__name__)
+
+CURRICULUM_FIELDS = [name for name in MFPOConfig.__dataclass_fields__ if name.startswith("curriculum_")]
+
+STAGE_CHECKPOINT = "_checkpoint-stage-{}"
+"""The underscore keeps it out of the Trainer's rotation, which takes every `checkpoint-*`, and out of its pushes."""
+
+OF_TRAINING = (
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "training_args.bin",
+    "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+)
+"""What training goes on from; a stage's checkpoint is for its model."""
+
+
+def check_curriculum(args: MFPOConfig, dataset: Any) -> None:
+    """What must hold before a curriculum is planned.
+
+    Raises:
+        ValueError: a data set that cannot be ordered, or another setting that orders rows or counts steps by itself.
+    """
+    if args.curriculum == "none":
+        idle = [
+            name for name in CURRICULUM_FIELDS if getattr(args, name) != MFPOConfig.__dataclass_fields__[name].default
+        ]
+        if idle:
+            logger.warning(f"curriculum='none': {', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect.")
+        return
+    if not is_stored(dataset):
+        raise ValueError(
+            f"curriculum={args.curriculum!r} needs a map-style data set without a transform, whose rows can be ranked; "
+            f"train_dataset is a {type(dataset).__name__}. Load it without streaming, apply transforms with `map`, or set "
+            "curriculum='none' and order the rows yourself (train_sampling_strategy='sequential' keeps a stored order)"
+        )
+    refused = (
+        (args.train_sampling_strategy != "random", f"train_sampling_strategy={args.train_sampling_strategy!r}"),
+        (args.ignore_data_skip, "ignore_data_skip=True"),
+        (args.auto_find_batch_size, "auto_find_batch_size=True"),
+        (args.curriculum == "sorted" and args.group_by_prompt, "group_by_prompt=True"),
+        (args.curriculum == "sorted" and args.curriculum_group_by_length, "curriculum_group_by_length=True"),
+        (
+            args.group_by_prompt and args.curriculum_group_by_length,
+            "group_by_prompt=True with curriculum_group_by_length=True",
+        ),
+    )
+    for given, name in refused:
+        if given:
+            raise ValueError(
+                f"curriculum={args.curriculum!r} decides itself which row comes in which step, and {name} would change "
+                "that; leave it at its default (rows of similar length come together in `staged` with "
+                "curriculum_group_by_length=True)"
+            )
+    if args.restore_callback_states_from_checkpoint:
+        raise ValueError(
+            "restore_callback_states_from_checkpoint=True makes callbacks anew, without the trainer that a curriculum needs; "
+            "leave it out, a curriculum resumes by itself"
+        )
+    if args.num_train_epochs != 1:
+        raise ValueError(
+            f"num_train_epochs={args.num_train_epochs} was set after the configuration was made; with a curriculum, all "
+            "stages are one epoch of the trainer: set curriculum_epochs, the passes over each stage"
+        )
+
+
+def check_stage_arguments(args: MFPOConfig, cached: bool, adapter: PeftConfig | None) -> None:
+    """What must hold of the arguments for the policy to become the reference at the end of a stage.
+
+    Args:
+        cached: whether the reference's values of data with images are computed before training.
+        adapter: the configuration of the policy's adapter, if it has one.
+
+    Raises:
+        ValueError: another setting that changes or compares references, or an adapter of which no copy can be kept.
+    """
+    if args.curriculum == "none" or args.curriculum_reference == "initial":
+        return
+    if args.sync_ref_model:
+        raise ValueError("sync_ref_model=True and curriculum_reference='stage' both change the reference; choose one")
+    metric = args.metric_for_best_model or "loss"
+    compared = args.load_best_model_at_end or args.save_strategy == "best"
+    if compared and any(word in metric for word in ("loss", "rewards")):
+        raise ValueError(
+            f"curriculum_reference='stage' changes what {metric!r} is measured against, so that checkpoints of different "
+            "stages cannot be compared by it; set metric_for_best_model to a metric that reads no reference, or leave "
+            "load_best_model_at_end out"
+        )
+    if args.precompute_ref_log_probs and not cached:
+        raise ValueError(
+            "curriculum_reference='stage' cannot change the log-probabilities that TRL computes before training for data "
+            "without images; set precompute_ref_log_probs=False"
+        )
+    if adapter is None:
+        return
+    bias = getattr(adapter, "bias", "none")
+    for obstacle, cause in (
+        (
+            adapter.is_prompt_learning,
+            f"the virtual tokens of {adapter.peft_type.value}; train an adapter inside of layers",
+        ),
+        (
+            isinstance(bias, str) and bias != "none",
+            f"bias={bias!r}, which trains biases of the model; set bias='none'",
+        ),
+    ):
+        if obstacle:
+            raise ValueError(
+                f"curriculum_reference='stage' keeps a frozen copy of the adapter as the reference, and there is none of {cause}"
+            )
+
+
+def check_stage_reference(trainer: Any) -> None:
+    """Refuse a trainer whose policy cannot become the reference at the end of a stage.
+
+    Raises:
+        ValueError: says what stands against it.
+    """
+    if trainer.args.curriculum_reference == "initial" or _copies_nothing(trainer):
+        return
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise ValueError(
+            "curriculum_reference='stage' copies the policy's weights into the reference, which is not done for the shards of "
+            "DeepSpeed or FSDP; use plain data parallelism, or train all weights with precompute_ref_log_probs=True"
+        )
+    if isinstance(trainer.model, PeftModel):
+        outside = _trl.trained_outside_of_adapter(trainer.model)
+        if outside:
+            raise ValueError(
+                f"curriculum_reference='stage' makes a copy of the adapter the reference, and {', '.join(outside[:3])} are "
+                "trained outside of it; freeze them"
+            )
+        if trainer.ref_model is not None and trainer.references is None:
+            raise ValueError(
+                "curriculum_reference='stage' makes the adapter the reference; leave ref_model out, or train all weights"
+            )
+    elif trainer.ref_model is not None:
+        shapes = [
+            {name: value.shape for name, value in trainer.accelerator.unwrap_model(model).named_parameters()}
+            for model in (trainer.model, trainer.ref_model)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "curriculum_reference='stage' needs a ref_model of the policy's own architecture and size"
+            )
+
+
+def _copies_nothing(trainer: Any) -> bool:
+    """Whether only numbers are kept of the reference: no weights have to become another model's."""
+    return trainer.references is not None and not isinstance(trainer.model, PeftModel)
+
+
+# Going on from a checkpoint
+
+
+def kept_order(state: TrainerState, plan: Plan) -> dict[str, Any]:
+    """What a curriculum has kept in the state of a checkpoint.
+
+    Raises:
+        ResumeError: the checkpoint was written in another order of the rows.
+    """
+    kept = state.stateful_callbacks.get(Curriculum.__name__, {}).get("attributes", {})
+    if kept.get("plan") != plan.digest:
+        raise ResumeError(
+            "the checkpoint was written in another order of the rows; resume with the data, curriculum, seed, batch size, "
+            "accumulation and number of processes that it was written with"
+        )
+    return kept
+
+
+def reference_of_stage(stage: int, checkpoint: str) -> str:
+    """The folder of the model at the end of a stage, from 1, that is the reference of the next one.
+
+    Raises:
+        ResumeError: it is not there.
+    """
+    # Beside the checkpoint, which need not lie in this run's folder.
+    folder = _named(stage, os.path.dirname(os.path.abspath(checkpoint)))
+    if not os.path.isdir(folder):
+        raise ResumeError(
+            f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is not there; keep "
+            "the checkpoints that are named after stages, or start that stage again"
+        )
+    return folder
+
+
+# What happens where a stage ends
+
+
+class Curriculum(TrainerCallback, ExportableState):
+    """Watches a training go through its stages.
+
+    At the end of each it asks for a log line, an evaluation and a checkpoint where the strategies of the configuration allow,
+    keeps the checkpoint's model under the stage's name, and, with `curriculum_reference="stage"`, makes the policy the reference
+    before the next step.
+
+    Args:
+        trainer: an `MFPOTrainer` with a curriculum.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.plan = plan_of(trainer)
+        self.renews = trainer.args.curriculum_reference == "stage"
+        # Digests of the weights that the cached values of the current stage are of.
+        self.weights: list[tuple[str, str]] | None = None
+        self._began = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"weights": self.weights, "plan": self.plan.digest}}
+
+    def sampler(self) -> EpochSampler:
+        """All stages as the one epoch of the trainer: an epoch that a sampler has to know does not always reach it."""
+        return EpochSampler(lambda epoch: self.plan.order, lambda: 0, len(self.plan.order))
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged of the step that is being computed."""
+        step = min(self.trainer.state.global_step, self.plan.ends[-1] - 1)
+        return {
+            "curriculum/stage": float(self.plan.stage_of(step) + 1),
+            "curriculum/difficulty": float(self.plan.step_difficulty[step]),
+        }
+
+    def evaluations(self) -> list[dict[str, float]]:
+        """What was measured at the end of each stage, by the names of the log."""
+        history = self.trainer.state.log_history
+        return [
+            {name: value for line in history if line["step"] == end for name, value in line.items() if "eval_" in name}
+            for end in self.plan.ends
+        ]
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning-rate schedule of the configuration, once for each stage.
+
+        Raises:
+            ValueError: a schedule that is no function of the step.
+        """
+        args = self.trainer.args
+        starts = [0, *self.plan.ends[:-1]]
+        factors = []
+        for start, end in zip(starts, self.plan.ends, strict=True):
+            factors.append(schedule(args, end - start).lr_lambdas[0])
+
+        def factor(step: int) -> float:
+            stage = min(self.plan.stage_of(step), len(starts) - 1)
+            return factors[stage](step - starts[stage])
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    # Called by the trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Go on where a checkpoint was written: in the same order of rows, with the reference of its stage.
+
+        Raises:
+            ResumeError: the rows come in another order, or the reference of the stage is gone.
+        """
+        if self._began and self.renews and not state.global_step:
+            raise ResumeError(
+                "curriculum_reference='stage' has changed the reference of this trainer; build another to train again"
+            )
+        self._began = True
+        if not state.global_step:
+            return
+        kept = kept_order(state, self.plan)
+        if state.global_step in self.plan.ends:
+            # A kill may have come between the checkpoint and its second name.
+            self._name_checkpoint(state.global_step)
+        if self.renews:
+            self._bring_back_reference(state.global_step, kept.get("weights"))
+
+    def _bring_back_reference(self, step: int, weights: list[list[str]] | None) -> None:
+        stage, trainer = self.plan.stage_of(step), self.trainer
+        _trl.settle_reference_adapter(trainer)
+        if not stage or step in self.plan.ends:
+            return
+        self.weights = [tuple(pair) for pair in weights] if weights else None
+        if trainer.ref_model is not None:
+            folder = reference_of_stage(stage, trainer.resumed_from)
+            _trl.load_full_weights(trainer.accelerator.unwrap_model(trainer.ref_model), folder)
+        elif trainer.references is not None:
+            own = None if isinstance(trainer.model, PeftModel) else self.weights
+            assert own or isinstance(trainer.model, PeftModel), (
+                "a stage's checkpoint tells the weights of its reference"
+            )
+            trainer.references.restore(self.plan.stages[stage].rows, stage + 1, own)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Make the policy the reference of the stage that begins."""
+        if not self.renews or state.global_step not in self.plan.ends[:-1]:
+            return
+        stage, trainer = self.plan.stage_of(state.global_step), self.trainer
+        _trl.policy_to_reference(trainer)
+        if trainer.references is not None:
+            trainer.references.renew(self.plan.stages[stage].rows, stage + 1)
+            self.weights = trainer.references.weights
+        logger.info(f"The reference of stage {stage + 1} is the policy as it is now.")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Log, evaluate and save where a stage ends, as where an epoch ends."""
+        if state.global_step not in self.plan.ends:
+            return
+        # The last stage ends with the epoch, where what happens at epochs is asked for anyway.
+        never = ("no", "epoch") if state.global_step == self.plan.ends[-1] else ("no",)
+        control.should_log = control.should_log or args.logging_strategy not in never
+        control.should_evaluate = control.should_evaluate or args.eval_strategy not in never
+        control.should_save = control.should_save or args.save_strategy not in (*never, "best")
+
+    def on_save(self, args, state, control, **kwargs):
+        """Keep the model at the end of a stage under a name that no limit of checkpoints removes."""
+        if state.global_step in self.plan.ends:
+            self._name_checkpoint(state.global_step)
+
+    def _name_checkpoint(self, step: int) -> None:
+        args, accelerator = self.trainer.args, self.trainer.accelerator
+        source = os.path.join(args.output_dir, f"checkpoint-{step}")
+        target = _named(self.plan.ends.index(step) + 1, args.output_dir)
+        accelerator.wait_for_everyone()
+        if args.should_save and os.path.isdir(source):
+            unfinished = f"{target}.tmp"
+            for folder in (unfinished, target):
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(source, unfinished, copy_function=_link, ignore=shutil.ignore_patterns(*OF_TRAINING))
+            os.rename(unfinished, target)
+        accelerator.wait_for_everyone()
+
+
+def _named(stage: int, folder: str) -> str:
+    return os.path.join(folder, STAGE_CHECKPOINT.format(stage))
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link to weights, which are never written in place and so take no further room; a copy of anything else, and
+    where the file system has no links."""
+    if not source.endswith(".safetensors"):
+        shutil.copy2(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

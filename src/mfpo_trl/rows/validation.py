@@ -1,0 +1,172 @@
+"""What must hold of a row's texts, and one look at the texts of a whole data set before training."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate.logging import get_logger
+from datasets import Dataset, Image
+from trl import extract_prompt
+
+from .schema import ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
+
+logger = get_logger(__name__)
+
+
+def image_tokens(processor: Any) -> tuple[str, ...]:
+    """The placeholders of an image in a processor's texts."""
+    names, tokenizer = ("boi_token", "image_token"), getattr(processor, "tokenizer", None)
+    tokens = (getattr(owner, name, None) for owner in (processor, tokenizer) for name in names)
+    return tuple(dict.fromkeys(token for token in tokens if isinstance(token, str)))
+
+
+def checked_texts(row: Mapping[str, Any], placeholders: Sequence[str] = ()) -> dict[str, Any]:
+    """The row's `prompt`, `chosen` and `rejected`, with the prompt taken out of the answers of a row that has no `prompt`.
+
+    Args:
+        row: a preference row, plain or conversational.
+        placeholders: of an image, see `image_tokens`.
+
+    Raises:
+        ValueError: a text that is missing or empty, or a placeholder where the processor would put an image that is not
+            meant there.
+    """
+    check_answers(row)
+    texts = {name: without_none(row[name]) for name in ("chosen", "rejected")}
+    if "prompt" in row:
+        if not row["prompt"]:
+            raise row_error(row, "prompt", "is empty; there is nothing to answer")
+        texts["prompt"] = without_none(row["prompt"])
+    else:
+        shorter, longer = sorted((row["chosen"], row["rejected"]), key=len)
+        if isinstance(shorter, str) and longer.startswith(shorter):
+            problem = "and 'rejected' begin alike to the end of one, and without 'prompt' its end cannot be told"
+            raise row_error(row, "chosen", problem)
+        texts = extract_prompt(texts)
+        if not texts["prompt"]:
+            raise row_error(row, "chosen", "shares no prompt with 'rejected', and the row has no 'prompt'")
+        check_answers({**row, **texts})
+    for name, value in texts.items():
+        if not isinstance(value, str) and not all("role" in message for message in value):
+            raise row_error(row, name, "has a message without a 'role'")
+    for token in placeholders:
+        for name in ("prompt", "chosen", "rejected"):
+            # A plain prompt is taken as it stands, and says itself where its images go.
+            if token in plain_text(texts[name]) and not (name == "prompt" and isinstance(texts[name], str)):
+                why = "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
+                raise row_error(row, name, f"holds a literal {token!r} in its text; remove it, {why}")
+    return texts
+
+
+def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> None:
+    """Look at the texts of every row.
+
+    Images, regions and lengths are checked when a row is collated.
+
+    Args:
+        dataset: anything; only a `datasets.Dataset` without a transform is read, the rows of others are checked as they
+            come.
+        name: how to call it in a message.
+        placeholders: of an image, see `image_tokens`.
+
+    Raises:
+        ValueError: no rows, no `chosen` or `rejected` column, `images` that is no list, or a row whose texts cannot be used.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    if not len(dataset):
+        raise ValueError(f"{name} has no rows")
+    if not is_stored(dataset):
+        return
+    missing = [column for column in ("chosen", "rejected") if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {missing[0]!r}, only {dataset.column_names}; a preference row needs 'prompt', 'chosen' "
+            "and 'rejected'"
+        )
+    for column in ("images", "rejected_images"):
+        if isinstance(dataset.features.get(column), Image):
+            raise ValueError(f"{name}: {column!r} must hold a list of images; call a single image {column[:-1]!r}")
+    equal = []
+    for number, row in enumerate(_texts(dataset)):
+        try:
+            checked_texts({**row, ROW_NUMBER: number}, placeholders)
+        except ValueError as error:
+            raise ValueError(f"{name}, {error}") from None
+        if same_answer(row):
+            equal.append(number)
+    if equal:
+        logger.warning(
+            f"{name}: 'chosen' equals 'rejected' in {len(equal)} of {len(dataset)} rows (the first is row {equal[0]}). "
+            "They are kept; their text term teaches nothing."
+        )
+
+
+def has_image_column(dataset: Any) -> bool:
+    """Whether rows have a column for images; the first row of a stream says it for all."""
+    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether some row may hold an image; True where it cannot be known without reading the data."""
+    return not is_stored(dataset) or bool(len(rows_with_images(dataset)))
+
+
+def rows_with_images(dataset: Dataset) -> np.ndarray:
+    """The numbers of the rows that hold an image, read from the columns' lengths, not from the images."""
+    holds = np.zeros(len(dataset), dtype=bool)
+    for column in {"image", "images"} & set(dataset.column_names):
+        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
+        values = [_is_filled(batch.column(0)) for batch in batches]
+        holds |= np.concatenate(values)
+    return np.flatnonzero(holds)
+
+
+def rows_without_regions(dataset: Dataset) -> int:
+    """How many rows with an image have neither `key_regions` nor dispreferred images of their own."""
+    return int(_with_image_but_without(dataset, {"key_regions", "rejected_image", "rejected_images"}).sum())
+
+
+def rows_to_corrupt(dataset: Dataset) -> np.ndarray:
+    """Which rows have an image and no dispreferred one of their own, (rows,) bool."""
+    return _with_image_but_without(dataset, {"rejected_image", "rejected_images"})
+
+
+def _with_image_but_without(dataset: Dataset, columns: set[str]) -> np.ndarray:
+    """Which rows hold an image, and nothing in these columns, (rows,) bool."""
+    bare = np.zeros(len(dataset), dtype=bool)
+    bare[rows_with_images(dataset)] = True
+    for column in columns & set(dataset.column_names):
+        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
+        bare &= ~np.concatenate([_holds_anything(batch.column(0)) for batch in batches])
+    return bare
+
+
+def _holds_anything(values: pa.ChunkedArray) -> np.ndarray:
+    """Whether a row's list holds something other than empty lists."""
+    array = values.combine_chunks()
+    if not (pa.types.is_list(array.type) and pa.types.is_list(array.type.value_type)):
+        return _is_filled(values)
+    parents, inner = pc.list_parent_indices(array), pc.fill_null(pc.list_value_length(array.flatten()), 0)
+    return np.bincount(parents.to_numpy(), weights=inner.to_numpy() > 0, minlength=len(array)) > 0
+
+
+def _is_filled(values: pa.ChunkedArray) -> np.ndarray:
+    filled = pc.is_valid(values)
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        filled = pc.fill_null(pc.greater(pc.list_value_length(values), 0), False)
+    return filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy()
+
+
+def _texts(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The texts of the rows one by one, read in batches, which is several times faster."""
+    texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
+    for batch in texts.iter(1000):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def is_stored(dataset: Any) -> bool:
+    """Whether the rows are what is stored, and not what a transform makes of it."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"

@@ -1,0 +1,5 @@
+"""`mfpo train`: how a training is started, in this process or by accelerate."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,307 @@
+"""`mfpo train`: a recipe, a model and a data set -> a trained model."""
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.logging import get_logger
+from torch import nn
+from transformers import TrainerCallback
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+from ..checkpoints import ResumeError, resume_point
+from ..config import MFPOConfig
+from ..hub import PushError, check_strategy, open_repository, push_trained, without_tokens
+from ..leaving import tear_down
+from ..requirements import check_quantised
+from ..rows import RowError
+from ..trainer import MFPOTrainer
+from .fields import Parser, read_recipe
+from .launch import command, given_fields, launch
+from .splits import load, split_of
+
+logger = get_logger(__name__)
+
+PROJECTOR = r"projector|connector|merger|aligner|image_newline"
+VISION_TOWER = r"vision|visual|image"
+NOT_LANGUAGE = rf".*({VISION_TOWER}|{PROJECTOR}).*"
+"""Modules that LoRA leaves alone unless its targets are named: the vision tower and the projector, which `all-linear` would
+wrap as well and LLaVA's own recipes leave out."""
+
+EPILOG = """--config RECIPE reads fields from a YAML file. --accelerate-config NAME_OR_PATH [--num-processes N] starts the training
+with accelerate launch and that configuration, looked up in recipes/accelerate. A token is best given as HF_TOKEN."""
+
+
+@dataclass
+class TrainModelConfig(ModelConfig):
+    """TRL's fields of the model, and what full fine-tuning leaves as it is; LoRA trains what it targets.
+
+    Args:
+        freeze_vision_tower, freeze_projector: keep these weights in full fine-tuning. Merger, connector and aligner are other
+            families' words for the projector.
+    """
+
+    freeze_vision_tower: bool = field(
+        default=True, metadata={"help": "Keep the vision tower as it is in full fine-tuning."}
+    )
+    freeze_projector: bool = field(
+        default=False, metadata={"help": "Keep the projector as it is in full fine-tuning."}
+    )
+
+
+class Begun(TrainerCallback):
+    """Whether all is made that a training needs, and its steps come."""
+
+    begun = False
+
+    def __bool__(self) -> bool:
+        return self.begun
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = True
+
+
+KINDS = (ScriptArguments, MFPOConfig, TrainModelConfig)
+"""Whose fields a recipe and the command line give."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
+    argv = given_fields() if argv is None else argv
+    # What records a run takes down its command line.
+    sys.argv = [without_tokens(argument) for argument in sys.argv]
+    try:
+        if launched := command(argv):
+            return launch(*launched)
+        script, training, model = parse(argv)
+        trainer = build(script, training, model)
+    except (ValueError, OSError, ImportError, NotImplementedError, PushError, yaml.YAMLError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _stopped("nothing was trained")
+    begun = Begun()
+    trainer.add_callback(begun)
+    try:
+        train(trainer, script)
+    except (ValueError, ImportError, NotImplementedError, PushError) as error:
+        if begun and not isinstance(error, RowError | ResumeError | PushError):
+            # It may be a fault of ours, and keeps its traceback.
+            raise
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _stopped(
+            "the same command with --resume_from_checkpoint true goes on from the last complete checkpoint"
+        )
+    return 0
+
+
+def _stopped(last_word: str) -> int:
+    print(f"mfpo train: stopped; {last_word}", file=sys.stderr)
+    return 130
+
+
+def _fail(error: Exception) -> int:
+    print(f"mfpo train: error: {without_tokens(' '.join(str(error).split()))}", file=sys.stderr)
+    return 2
+
+
+def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelConfig]:
+    """The fields of TRL's scripts and of `MFPOConfig`, from `--config recipe.yaml` and from the command line, which wins.
+
+    Raises:
+        ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), no model or data set, or
+            a value that its field cannot have.
+        OSError: the recipe cannot be read.
+    """
+    argv, recipe = with_recipe(argv)
+    given = {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
+    if "help" not in given and "-h" not in argv:
+        for name in ("model_name_or_path", "dataset_name"):
+            if name not in given | recipe.keys():
+                raise ValueError(f"--{name} is needed")
+    # A field that is cut short would be taken for another one without a word.
+    return Parser(KINDS, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse(argv, recipe)
+
+
+def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command line without `--config`, and the fields of the recipe that it names.
+
+    Raises:
+        ValueError: no recipe is named, or it cannot be used.
+        OSError: it cannot be read.
+    """
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" not in argv:
+        return argv, {}
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise ValueError("--config needs the path of a recipe")
+    return argv[:place] + argv[place + 2 :], read_recipe(Path(argv[place + 1]), KINDS)
+
+
+def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
+    """Load the data and the model into a trainer, with what is not trained frozen.
+
+    Raises:
+        ValueError: fields that cannot be used, or a checkpoint that is not complete.
+    """
+    given = arguments(script, training, model)
+    if training.push_to_hub:
+        # Now, and not when everything is trained.
+        check_strategy(training)
+        open_repository(hub_id(training), private=bool(training.hub_private_repo), token=training.hub_token)
+    trainer = MFPOTrainer(**given)
+    freeze_parts(trainer.model, model)
+    return trainer
+
+
+def hub_id(training: MFPOConfig) -> str:
+    """The repository that is pushed to."""
+    return training.hub_model_id or Path(training.output_dir).resolve().name
+
+
+def arguments(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> dict[str, Any]:
+    """What the trainer is built with; the fields of `training` that the others decide are set.
+
+    Raises:
+        ValueError: fields that cannot be used, no such data, or a checkpoint that is not complete.
+    """
+    adapter = peft_config(model)
+    check_name(model)
+    check_output(training.output_dir)
+    training.resume_from_checkpoint = resume_point(
+        training.resume_from_checkpoint, training.output_dir, training.save_only_model
+    )
+    training.model_init_kwargs = model_options(model, training)
+    data = load(script)
+    return {
+        "model": model.model_name_or_path,
+        "args": training,
+        "train_dataset": split_of(data, script.dataset_train_split),
+        "eval_dataset": split_of(data, script.dataset_test_split) if evaluates(training) else None,
+        "quantization_config": get_quantization_config(model),
+        "peft_config": adapter,
+    }
+
+
+def model_options(model: TrainModelConfig, training: MFPOConfig) -> dict[str, Any]:
+    """What the model is loaded with."""
+    return {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+
+
+def evaluates(training: MFPOConfig) -> bool:
+    """Whether the split to evaluate on is read."""
+    return training.eval_strategy != "no" or training.eval_on_start
+
+
+def check_name(settings: TrainModelConfig) -> None:
+    """Refuse a path that is not there; it would be looked up on the Hub, and the message say so.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    name = settings.model_name_or_path
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+        raise ValueError(f"model_name_or_path is {name!r}, and there is no such folder")
+
+
+def check_output(folder: str) -> None:
+    """Refuse a folder to which no checkpoint could be written; it need not be there yet.
+
+    Raises:
+        ValueError: says what is there instead.
+    """
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"output_dir is {folder!r}, and {there} {'cannot be written to' if there.is_dir() else 'is a file'}"
+        )
+
+
+def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:
+    """Switch off the gradients of what full fine-tuning leaves as it is; nothing beside an adapter.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    if not settings.use_peft:
+        # The optimizer is made, and the model sharded, when training begins.
+        parts = ("vision tower", "projector")
+        freeze(model, [part for part in parts if getattr(settings, f"freeze_{part.replace(' ', '_')}")])
+
+
+def part_of(name: str) -> str:
+    """The part of a vision-language model that a parameter belongs to by its name: vision tower, projector or language model."""
+    if re.search(PROJECTOR, name):
+        return "projector"
+    return "vision tower" if re.search(VISION_TOWER, name) else "language model"
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Switch off the gradients of these parts.
+
+    Raises:
+        ValueError: the model has no parameter of a part, by its names.
+    """
+    found = Counter()
+    for name, parameter in model.named_parameters():
+        if (part := part_of(name)) in parts:
+            parameter.requires_grad_(False)
+            found[part] += 1
+    for part in parts:
+        if not found[part]:
+            raise ValueError(
+                f"{type(model).__name__} has no parameters that are named like a {part}; "
+                f"set freeze_{part.replace(' ', '_')} to false"
+            )
+    logger.info(f"Frozen: {', '.join(parts) or 'nothing'}")
+
+
+def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
+    """Train, save and, where asked, push."""
+    training = trainer.args
+    if training.resume_from_checkpoint:
+        trainer.accelerator.print(f"Going on from {training.resume_from_checkpoint}")
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    # The word keeps it from pushing before there is a card.
+    trainer.save_model(training.output_dir, _internal_call=True)
+    # After training, so that the card tells the final state.
+    trainer.create_model_card(dataset_name=script.dataset_name)
+    trainer.accelerator.print(f"The model and its card are in {training.output_dir}")
+    tear_down(trainer)
+    if training.push_to_hub:
+        trainer.accelerator.print(f"The model is at {push_trained(trainer)}")
+
+
+def peft_config(model: TrainModelConfig) -> Any:
+    """TRL's adapter configuration, on the language part's linear layers where no target is named.
+
+    Raises:
+        ValueError: an adapter, and a vision tower that is to be trained in full; quantised weights without one.
+        ImportError: bitsandbytes, which quantised weights need, is not installed.
+    """
+    check_quantised(model)
+    config = get_peft_config(model)
+    if config is not None and not model.freeze_vision_tower:
+        raise ValueError(
+            "freeze_vision_tower=False is of full fine-tuning; with use_peft, name the tower's modules in "
+            "lora_target_modules or lora_modules_to_save"
+        )
+    if config is not None and model.lora_target_modules is None:
+        config.target_modules, config.exclude_modules = "all-linear", NOT_LANGUAGE
+        logger.info("LoRA on the linear layers of the language model; set --lora_target_modules to change it")
+    elif config is not None and str(config.target_modules).isidentifier():
+        # TRL makes a text of a list of one, and PEFT takes a text for the pattern of a whole path.
+        config.target_modules = [config.target_modules]
+    return config

@@ -1,0 +1,234 @@
+"""Every field of a training, given a value of another kind: one sentence that names it, and no traceback."""
+
+import dataclasses
+import enum
+import json
+import types
+from pathlib import Path
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from trl import TrlParser
+
+from mfpo_trl.check import command
+from mfpo_trl.train import command as train
+
+NEEDED = {"model_name_or_path": "x", "dataset_name": "y"}
+CPU = ["--use_cpu", "--bf16", "false"]
+LIST, MAPPING = [[1]], {"a": 1}
+WRONG = {
+    bool: ["maybe", 2, 0.5, LIST, MAPPING],
+    int: ["many", 64.5, "64.5", True, LIST, MAPPING],
+    float: ["much", True, LIST, MAPPING],
+    str: [5, 0.5, True, LIST, MAPPING],
+    list: [MAPPING, LIST],
+    dict: ["word", "[1]", 5, True, LIST],
+    enum.Enum: ["word", 5, False, LIST, MAPPING],
+    object: ["word", 5, MAPPING],
+}
+"""Values that YAML reads, by the kind of a field that takes none of them."""
+
+BY_HAND = {
+    "debug": [5, True, MAPPING, ["word"]],
+    "include_num_input_tokens_seen": [5, LIST, MAPPING],
+    "loss_weights": ["much", True, MAPPING, ["much"]],
+    "curriculum_epochs": ["much", True, MAPPING, ["much"]],
+    "optim_target_modules": [5, True, MAPPING, [5]],
+    "pad_to_multiple_of": ["many", 64.5, True, LIST, MAPPING],
+    "report_to": [5, True, MAPPING, [5]],
+    "resume_from_checkpoint": [5, LIST, MAPPING],
+    "trackio_static_space_id": [5, True, LIST, MAPPING],
+    # A path or a mapping.
+    "accelerator_config": [5, True, LIST],
+    "deepspeed": [5, True, LIST],
+    "fsdp_config": [5, True, LIST],
+}
+"""The fields of several kinds, and those that read more than their annotation says."""
+
+TEXTS = {bool: ["maybe"], int: ["many", "64.5"], float: ["much"], dict: ["word", "[1]"], enum.Enum: ["word"]}
+"""Texts of a command line, by the kind of a field that takes none of them."""
+
+
+def kind_of(hint) -> type:
+    """The kind of a field by its annotation, and `Union` for those of several."""
+    union = get_origin(hint) in (Union, types.UnionType)
+    members = [own for own in (get_args(hint) if union else [hint]) if own is not type(None)]
+    kinds = {get_origin(own) or own for own in members}
+    if dict in kinds:
+        return dict
+    enums = [own for own in kinds if isinstance(own, type) and issubclass(own, enum.Enum)]
+    if enums and kinds == {*enums, str}:
+        return enum.Enum
+    if len(kinds) > 1 or Literal in kinds:
+        return Union
+    (kind,) = kinds
+    return kind if kind in WRONG else object
+
+
+FIELDS = {
+    own.name: (own, kind_of(get_type_hints(kind)[own.name]))
+    for kind in train.KINDS
+    for own in dataclasses.fields(kind)
+    if own.init
+}
+
+
+def refused(capsys, argv, name):
+    """Both commands refuse the field in one sentence with its name; the sentence."""
+    said = set()
+    for command_name, main in (("train", train.main), ("check", command.main)):
+        assert main(argv) == 2, argv
+        printed = capsys.readouterr()
+        (line,) = [line for line in printed.err.splitlines() if not line.startswith("[")]
+        start = f"mfpo {command_name}: error: "
+        assert line.startswith(start) and name in line and printed.out == "", line
+        said.add(line.removeprefix(start))
+    (sentence,) = said
+    return sentence
+
+
+def recipe(folder: Path, **fields) -> list[str]:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(NEEDED | fields))
+    return ["--config", str(path), *CPU]
+
+
+def test_every_field_is_of_a_kind_that_is_tried():
+    assert len(FIELDS) > 150 and {name for name, (_, kind) in FIELDS.items() if kind is Union} <= set(BY_HAND)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_value_of_another_kind_in_a_recipe(name, tmp_path, capsys):
+    own, kind = FIELDS[name]
+    wrong = list(BY_HAND[name] if name in BY_HAND else WRONG[kind])
+    annotation = get_type_hints(next(kind for kind in train.KINDS if name in kind.__dataclass_fields__))[name]
+    if own.default is not None and type(None) not in get_args(annotation):
+        wrong.append(None)
+    if own.metadata.get("choices"):
+        wrong.append("none of them")
+    for value in wrong:
+        sentence = refused(capsys, recipe(tmp_path, **{name: value}), name)
+        assert f"recipe.yaml: {name} is " in sentence and "; expected " in sentence, sentence
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kind) in FIELDS.items() if kind in TEXTS])
+def test_a_text_of_another_kind_on_the_command_line(name, capsys):
+    needed = [part for field, value in NEEDED.items() for part in (f"--{field}", value)]
+    for text in [] if name in ("accelerator_config", "deepspeed", "fsdp_config") else TEXTS[FIELDS[name][1]]:
+        refused(capsys, [*needed, *CPU, f"--{name}", text], name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("beta: [0.1]", "beta is [0.1]; expected a number"),
+        ("max_length: 64.5", "max_length is 64.5; expected a whole number or null"),
+        ("beta: null", "beta is null; expected a number"),
+        ("use_peft: maybe", "use_peft is 'maybe'; expected true or false"),
+        (
+            "prefix_sharing: off",
+            "prefix_sharing is false; expected one of auto, on, off; YAML reads yes, no, on and off",
+        ),
+        ("eval_strategy: no", "eval_strategy is false; expected one of no, steps, epoch; YAML reads"),
+        ("run_name: 2026", "run_name is 2026; expected null or a text; put it in quotes"),
+        ("run_name: 2026-01-02", "run_name is datetime.date(2026, 1, 2); expected null or a text; put it in quotes"),
+        (
+            "corruption_kwargs: step",
+            "corruption_kwargs is 'step'; expected a mapping, which is a JSON object in a text",
+        ),
+        ("loss_weights: [1, one]", "loss_weights is [1, 'one']; expected a list of numbers or null"),
+        ("hub_token: [hf_secret]", "hub_token is of another kind; expected null or a text"),
+        ("accelerator_config: {splits: 1}", "accelerator_config cannot be used: AcceleratorConfig"),
+        ("env: 5", "env is 5; expected a mapping"),
+    ],
+)
+def test_the_sentence(fields, message, tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(NEEDED) + fields)
+    sentence = refused(capsys, ["--config", str(tmp_path / "r.yaml"), *CPU], "")
+    assert message in sentence and "hf_secret" not in sentence
+
+
+def test_numbers_of_the_command_line(capsys):
+    needed = [part for field, value in NEEDED.items() for part in (f"--{field}", value)]
+    assert "--beta: invalid float value: 'x'" in refused(capsys, [*needed, "--beta", "x"], "beta")
+    assert "--beta: expected one argument" in refused(capsys, [*needed, "--beta"], "beta")
+    assert "is 'x'; expected a whole number or auto" in refused(
+        capsys, [*needed, "--pad_to_multiple_of", "x"], "pad_to_multiple_of"
+    )
+
+
+# What is right stays
+
+
+RIGHT = """
+learning_rate: 1e-6
+beta: "0.2"
+use_peft: "true"
+add_eos: "no"
+bf16: false
+tf32: null
+save_steps: 0.5
+num_train_epochs: 2
+warmup_steps: 0.1
+per_device_train_batch_size: "4"
+max_length: null
+report_to: none
+lora_target_modules: [q_proj, v_proj]
+lora_modules_to_save: multi_modal_projector
+loss_type: [sigmoid, sft]
+loss_weights: [1, 0.5]
+corruption_kwargs: {step: 700}
+model_init_kwargs: '{"revision": "main"}'
+optim: adamw_torch
+lr_scheduler_type: cosine
+eval_strategy: "no"
+resume_from_checkpoint: true
+pad_to_multiple_of: 8
+gradient_checkpointing_kwargs: {use_reentrant: false}
+accelerator_config: {split_batches: false}
+hub_private_repo: "true"
+include_num_input_tokens_seen: no
+"""
+
+
+@pytest.mark.parametrize("line", RIGHT.strip().splitlines(), ids=lambda line: line.split(":")[0])
+def test_what_is_right_is_read_as_by_trls_own_parser(line, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(NEEDED) + line + ("\nloss_type: [sft, ipo]" if "loss_weights" in line else ""))
+    argv = ["--config", str(path), "--use_cpu", "--output_dir", str(tmp_path)]
+    own, theirs = train.parse(argv), TrlParser(train.KINDS).parse_args_and_config(argv)
+    for mine, other in zip(own, theirs, strict=True):
+        for field in dataclasses.fields(mine):
+            if field.name not in ("logging_dir", "accelerator_config"):
+                assert getattr(mine, field.name) == getattr(other, field.name), field.name
+    assert own[1].accelerator_config.to_dict() == theirs[1].accelerator_config.to_dict()
+
+
+def test_numbers_in_lists_and_a_single_one(tmp_path):
+    """`[1e-1, 2]` is a text and a number for YAML, and a single number is a list of one, as on the command line."""
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump(NEEDED) + "curriculum: staged\ncurriculum_epochs: [1e-1, 2]\nloss_weights: 1"
+    )
+    _, training, _ = train.parse(["--config", str(tmp_path / "r.yaml"), *CPU])
+    assert training.curriculum_epochs == [0.1, 2] and training.loss_weights == [1]
+
+
+def test_the_defaults_of_all_fields(tmp_path):
+    """Written out in a recipe, the defaults are read as what they are."""
+    written = {}
+    for name, (own, _) in FIELDS.items():
+        default = own.default if own.default is not dataclasses.MISSING else own.default_factory()
+        written[name] = default.value if isinstance(default, enum.Enum) else default
+    # An empty text is no option, for TRL's parser neither.
+    del written["debug"]
+    written |= NEEDED | {"output_dir": str(tmp_path), "use_cpu": True}
+    assert json.loads(json.dumps(written)) == written
+    given = train.parse(recipe(tmp_path, **written)[:2])
+    plain = train.parse(
+        [f"--{name}={value}" for name, value in NEEDED.items()] + ["--use_cpu", f"--output_dir={tmp_path}"]
+    )
+    for mine, other in zip(given, plain, strict=True):
+        for field in dataclasses.fields(mine):
+            if field.name != "accelerator_config":
+                assert getattr(mine, field.name) == getattr(other, field.name), field.name
