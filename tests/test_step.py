@@ -336,3 +336,25 @@ def test_predictions_of_packed_rows_are_refused(tmp_path):
         trainer.predict(tiny.dataset(4))
     flat = build(MFPOTrainer, {"prefix_sharing": "off", "add_eos": False}, tmp_path)
     assert len(flat.predict(tiny.dataset(4)).predictions) == 8
+
+
+@pytest.mark.parametrize("sharing", ["off", "auto"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_answers_that_are_cut_are_counted(tmp_path, caplog, workers, sharing):
+    """Each once with the total at the end, whichever process makes the batches, in training and not in evaluations."""
+    rows = tiny.dataset(8, tiny.BOXES, key_regions=tiny.boxes)
+    whole = [MFPOCollator(tiny.processor())([row]) for row in rows]
+    lengths = torch.cat([batch["attention_mask"].sum(dim=1)[batch["branches"][:, 0]] for batch in whole])
+    limit = int(lengths.median())
+    config = {"max_length": limit, "prefix_sharing": sharing, "dataloader_num_workers": workers, "max_steps": -1}
+    config |= {"num_train_epochs": 1, "eval_strategy": "epoch", "logging_steps": 1}
+    trainer = build(MFPOTrainer, config, tmp_path, data=rows, eval_dataset=rows)
+    trainer.train()
+    cut = int((lengths > limit).sum())
+    assert 0 < cut < len(lengths) == 24
+    assert (
+        caplog.text.count(f"max_length={limit} has cut the end of {cut} of the 24 answers that were trained on") == 1
+    )
+    shares = [line["completions/clipped_ratio"] for line in history(trainer) if "loss" in line]
+    assert len(shares) > 1 and np.mean(shares) == pytest.approx(cut / 24)
+    assert history(trainer)[-2]["eval_completions/clipped_ratio"] == pytest.approx(cut / 24)

@@ -1,8 +1,8 @@
 """The arguments of a trainer, before anything is loaded."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset
@@ -12,9 +12,10 @@ from trl import DPOConfig
 from ._trl import NumberedRows, model_id
 from .config import MFPOConfig
 from .hub import check_strategy
+from .images import check_recipes
 from .order import check_curriculum, check_difficulties, check_grouping, check_stage_arguments
 from .reference import check_cacheable
-from .rows import check_dataset, has_image_column
+from .rows import check_dataset, has_image_column, image_tokens
 from .weights import refuse_pickles, safetensors_only
 
 
@@ -34,14 +35,12 @@ def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     raise TypeError(f"`args` must be a `MFPOConfig` or a `DPOConfig`, got `{type(args).__name__}`")
 
 
-@contextmanager
-def loading(args: MFPOConfig, model: Any, ref_model: Any, has_adapter: bool, cached: bool) -> Iterator[None]:
-    """The arguments while TRL loads a model and its reference: weights come from safetensors only.
+def check_weights(args: MFPOConfig, model: Any, ref_model: Any, needs_no_model: bool) -> None:
+    """What the reference is loaded from.
 
     Args:
         model, ref_model: as they were given.
-        has_adapter: whether the reference is the model without its adapter.
-        cached: whether the reference's values of data with images are computed before training.
+        needs_no_model: whether the policy itself gives the reference's values.
 
     Raises:
         ValueError: weights are pickles only; says how to convert them.
@@ -51,19 +50,40 @@ def loading(args: MFPOConfig, model: Any, ref_model: Any, has_adapter: bool, cac
         raise TypeError(
             f"`ref_model` must be a model, got {ref_model!r}; load it with `from_pretrained(..., use_safetensors=True)`"
         )
-    if not isinstance(model, str) and ref_model is None and not has_adapter and not cached:
+    if not isinstance(model, str) and ref_model is None and not needs_no_model:
         # Read from where the model was.
         refuse_pickles(model_id(model.config), args.model_init_kwargs)
-    given, before = args.model_init_kwargs, args.precompute_ref_log_probs
-    if isinstance(model, str):
-        args.model_init_kwargs = {**(given or {}), "use_safetensors": True}
-    # TRL refuses images where it reads this first, and loads no reference model where it reads it later.
-    args.precompute_ref_log_probs = before and not cached
+
+
+@contextmanager
+def loading_safetensors(args: MFPOConfig, model: Any) -> Iterator[None]:
+    """While TRL loads a model by its name: from safetensors only.
+
+    Raises:
+        ValueError: its weights are pickles only; says how to convert them.
+    """
+    if not isinstance(model, str):
+        yield
+        return
+    given = args.model_init_kwargs
+    args.model_init_kwargs = {**(given or {}), "use_safetensors": True}
     try:
-        with safetensors_only(model, given) if isinstance(model, str) else nullcontext():
+        with safetensors_only(model, given):
             yield
     finally:
-        args.model_init_kwargs, args.precompute_ref_log_probs = given, before
+        args.model_init_kwargs = given
+
+
+@contextmanager
+def loading_a_reference(args: MFPOConfig, cached: bool) -> Iterator[None]:
+    """While TRL makes a trainer whose reference of images is to be scored before training: TRL refuses images where it reads
+    `precompute_ref_log_probs` first, and where it reads it later, loads no reference model if it is set."""
+    given = args.precompute_ref_log_probs
+    args.precompute_ref_log_probs = given and not cached
+    try:
+        yield
+    finally:
+        args.precompute_ref_log_probs = given
 
 
 def check_arguments(
@@ -127,22 +147,34 @@ def check_arguments(
         )
 
 
-def check_rows(dataset: Any, name: str, placeholders: Sequence[str]) -> None:
-    """Read the first row of a data set whole, and look at the texts of all; images, regions and lengths are checked when a row
-    is collated.
+def check_rows(datasets: Mapping[str, Any], processor: Any, args: MFPOConfig | None) -> None:
+    """Read the first row of each data set whole, and look at the texts and recipes of all; images, regions and lengths are
+    checked when a row is collated.
 
     Args:
-        dataset, name, placeholders: as for `check_dataset`.
+        datasets: by the names of their arguments.
+        processor: whose placeholders of images no text may hold, if it is known.
+        args: that say how dispreferred images are made; None where a collator of the caller's own makes them.
 
     Raises:
-        ValueError: a first row that cannot be read, and what `check_dataset` raises.
+        ValueError: a first row that cannot be read, and what `check_dataset` and `check_recipes` raise.
     """
-    if isinstance(dataset, Dataset) and len(dataset):
-        try:
-            NumberedRows.of(dataset).__getitems__([0])
-        except ValueError as error:
-            raise ValueError(f"{name}, {error}") from error
-    check_dataset(dataset, name, placeholders)
+    for name, dataset in datasets.items():
+        if isinstance(dataset, Dataset) and len(dataset):
+            try:
+                NumberedRows.of(dataset).__getitems__([0])
+            except ValueError as error:
+                raise ValueError(f"{name}, {error}") from error
+        check_dataset(dataset, name, image_tokens(processor))
+    if args is not None:
+        check_recipes(args, datasets)
+
+
+def keep_batches_whole(args: MFPOConfig, dataset: Any) -> None:
+    """Have each rank read its own share of a stream with images: sent from rank 0, the tensors of a batch are cut to the length
+    of the first one."""
+    if args.accelerator_config.dispatch_batches is None and has_image_column(dataset):
+        args.accelerator_config.dispatch_batches = False
 
 
 def follow_log_level(args: DPOConfig) -> None:

@@ -9,11 +9,16 @@ from . import __version__
 from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
+from .terminal import quiet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mfpo` with these arguments, those of the process by default; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with quiet():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     if argv[:1] == ["train"]:
         # Its fields are those of TRL's own scripts, which take seconds to import.
         from .train import main as train

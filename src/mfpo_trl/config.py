@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
+from transformers.integrations import is_deepspeed_available
 from trl import DPOConfig
 
 from .images import AUTO, REGION_CHOICES, check_corruption, check_some_corruption
@@ -21,6 +22,16 @@ CURRICULUM_CHOICES = {
     "curriculum_score": ("nll", "reference_margin", "mask_area"),
     "curriculum_missing": ("error", "hard"),
 }
+
+
+def check_deepspeed() -> None:
+    """Ask for DeepSpeed, before transformers reads a configuration for it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if not is_deepspeed_available():
+        raise ImportError('training with DeepSpeed needs deepspeed; run `pip install "mfpo_trl[deepspeed]"`')
 
 
 @dataclass
@@ -202,6 +213,8 @@ class MFPOConfig(DPOConfig):
     def _check_launch(self) -> None:
         """Refuse what would end in DeepSpeed's assertion on batch sizes: on a CPU, transformers asks for no way to communicate, so that
         each process counts as the only one for it or for DeepSpeed."""
+        if self.deepspeed:
+            check_deepspeed()
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if self.deepspeed and started > 1 and (self.use_cpu or not torch.accelerator.is_available()):
             raise ValueError(

@@ -37,6 +37,16 @@ def requirements(
     yield "kernels", partial(check_kernels, args)
 
 
+def check_requirements(args: MFPOConfig, optimizers: tuple[Any, Any] = (None, None)) -> None:
+    """Ask for all of `requirements`.
+
+    Raises:
+        ValueError, ImportError: the first that cannot be had.
+    """
+    for _, ask in requirements(args, optimizers):
+        ask()
+
+
 def check_optimizer(args: MFPOConfig) -> None:
     """Ask transformers for the optimizer.
 

@@ -15,9 +15,12 @@ from .arguments import (
     as_mfpo_config,
     check_arguments,
     check_rows,
+    check_weights,
     follow_log_level,
     has_image_column,
-    loading,
+    keep_batches_whole,
+    loading_a_reference,
+    loading_safetensors,
     named_evaluations,
 )
 from .batch import (
@@ -34,9 +37,9 @@ from .batch import (
 )
 from .card import MFPO_CITATION, Training, write_model_card
 from .hub import push_checkpoint, push_model, tokens_hidden
-from .images import check_recipes
 from .objective import (
     BRANCHES,
+    CLIPPED,
     TERMS,
     Tally,
     batch_metrics,
@@ -51,8 +54,8 @@ from .objective import (
 )
 from .order import Curriculum, branches_ranked, check_stage_reference, grouped_sampler
 from .reference import VALUES, References, score_reference
-from .requirements import requirements
-from .rows import COLUMNS, REFERENCE, has_images, image_tokens, is_stored, rows_without_regions
+from .requirements import check_requirements
+from .rows import COLUMNS, REFERENCE, has_images, is_stored, rows_without_regions
 
 logger = get_logger(__name__)
 
@@ -119,20 +122,15 @@ class MFPOTrainer(DPOTrainer):
         cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
         adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
         check_arguments(args, datasets, data_collator, cached, compute_metrics, adapter)
-        for _, ask in requirements(args, optimizers):
-            ask()
-        for name, dataset in datasets.items():
-            check_rows(dataset, name, image_tokens(processing_class))
-        if data_collator is None:
-            check_recipes(args, datasets)
-        if args.accelerator_config.dispatch_batches is None and has_image_column(train_dataset):
-            # Sent from rank 0, the tensors of a stream's batch are cut to the length of the first one.
-            args.accelerator_config.dispatch_batches = False
+        check_requirements(args, optimizers)
+        check_rows(datasets, processing_class, args if data_collator is None else None)
+        keep_batches_whole(args, train_dataset)
         self.references = References(self) if cached else None
         # A reference model that was given is gone once the data sets are scored.
         self._reference_given = ref_model is not None
         self._has_adapter = adapter is not None
-        with loading(args, model, ref_model, self._has_adapter, cached):
+        check_weights(args, model, ref_model, self._has_adapter or cached)
+        with loading_safetensors(args, model), loading_a_reference(args, cached):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -148,27 +146,21 @@ class MFPOTrainer(DPOTrainer):
                 peft_config=peft_config,
             )
         _trl.check_attributes(self)
-        # Switching an adapter off brings back the model that it was put into, unless that is trained as well.
-        self._keeps_reference = self._has_adapter and not _trl.trained_outside_of_adapter(self.model)
+        self._set_terms()
+        self._set_layout(data_collator)
+        self._leave_image_term()
+        self._check_scored()
+        self._set_reference()
+        self._set_curriculum()
+
+    def _set_terms(self) -> None:
+        args = self.args
+        self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
+        self.image_beta = args.beta if args.image_beta is None else args.image_beta
+        self._tallies = {"train": Tally(), "eval": Tally()}
+        self._clipped = [0.0, 0.0]
         if args.text_loss_weight:
             _trl.try_loss(self)
-        self.image_beta = args.beta if args.image_beta is None else args.image_beta
-        self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
-        self._tallies = {"train": Tally(), "eval": Tally()}
-        self._set_layout(data_collator)
-        self._say_what_is_left_out()
-        if args.curriculum != "none":
-            check_stage_reference(self)
-        if cached:
-            self._cache_reference()
-        self.resumed_from: str | None = None
-        self.curriculum = None
-        if args.curriculum != "none":
-            self._start_curriculum()
-
-    def _start_curriculum(self) -> None:
-        self.curriculum = Curriculum(self)
-        self.add_callback(self.curriculum)
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args
@@ -193,6 +185,14 @@ class MFPOTrainer(DPOTrainer):
 
     # Reference before training
 
+    def _set_reference(self) -> None:
+        # Switching an adapter off brings back the model that it was put into, unless that is trained as well.
+        self._keeps_reference = self._has_adapter and not _trl.trained_outside_of_adapter(self.model)
+        if self.args.curriculum != "none":
+            check_stage_reference(self)
+        if self.references is not None:
+            self._cache_reference()
+
     def _cache_reference(self) -> None:
         if not self.layout.proven:
             self.layout = proven(self.layout, self, self.references.model)
@@ -211,10 +211,21 @@ class MFPOTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset, name, batch_size):
         return dataset if self.references is not None else super()._precompute_ref_logps(dataset, name, batch_size)
 
+    # Curriculum
+
+    def _set_curriculum(self) -> None:
+        self.resumed_from: str | None = None
+        self.curriculum: Curriculum | None = None
+        if self.args.curriculum != "none":
+            self._start_curriculum()
+
+    def _start_curriculum(self) -> None:
+        self.curriculum = Curriculum(self)
+        self.add_callback(self.curriculum)
+
     # Data
 
-    def _say_what_is_left_out(self) -> None:
-        self._leave_image_term()
+    def _check_scored(self) -> None:
         if isinstance(self.data_collator, MFPOCollator):
             check_scored(self.data_collator.branches, self.term_weights)
 
@@ -317,7 +328,7 @@ class MFPOTrainer(DPOTrainer):
         loss = sum(self.term_weights[name] * value for name, value in losses.items())
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
-        self._record(policy, losses, logratios)
+        self._record(policy, losses, logratios, inputs.get("cut"))
         return (loss, outputs) if return_outputs else loss
 
     def _reference_logps(
@@ -390,7 +401,13 @@ class MFPOTrainer(DPOTrainer):
                 outputs = policy()
         return losses, outputs
 
-    def _record(self, policy: "_trl.Replay", losses: dict[str, Tensor], logratios: dict[str, Tensor]) -> None:
+    def _record(
+        self,
+        policy: "_trl.Replay",
+        losses: dict[str, Tensor],
+        logratios: dict[str, Tensor],
+        cut: Tensor | None,
+    ) -> None:
         mode = "train" if self.model.training else "eval"
         counted = batch_metrics(
             losses,
@@ -400,8 +417,13 @@ class MFPOTrainer(DPOTrainer):
             self.image_beta,
             self.accelerator,
             policy.inputs["attention_mask"],
+            cut,
             self.model.training,
         )
+        if mode == "train":
+            self._clipped = [
+                before + now for before, now in zip(self._clipped, counted.get(CLIPPED, (0, 0)), strict=True)
+            ]
         if self.curriculum is not None and mode == "train":
             counted |= {name: (value, 1) for name, value in self.curriculum.metrics().items()}
         self._tallies[mode].add(counted)
@@ -415,6 +437,11 @@ class MFPOTrainer(DPOTrainer):
             means["rewards/modality_balance"] = modality_balance(sum(text) / len(text), image)
         _trl.metrics_of(self, mode).update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
+        cut, answers = map(int, self._clipped)
+        if cut and "train_runtime" in logs:
+            logger.warning(
+                f"max_length={self.args.max_length} has cut the end of {cut} of the {answers} answers that were trained on."
+            )
 
     # Checkpoints
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import memory, source, stages
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "build.py"
@@ -22,13 +23,13 @@ def benchmark():
     return module
 
 
-def test_the_clock_leaves_out_what_inner_functions_take(benchmark):
+def test_the_clock_leaves_out_what_inner_functions_take():
     now = [0.0]
 
     def wait(seconds):
         now[0] += seconds
 
-    clock = benchmark.Clock(lambda: now[0])
+    clock = stages.Clock(lambda: now[0])
     inner = clock.timed("inner", lambda: wait(3))
 
     def work():
@@ -44,14 +45,14 @@ def test_the_clock_leaves_out_what_inner_functions_take(benchmark):
     assert clock.seconds == {"outer": 22, "inner": 12}
 
 
-def test_the_clock_goes_on_behind_an_error(benchmark):
+def test_the_clock_goes_on_behind_an_error():
     now = [0.0]
 
     def fail():
         now[0] += 2
         raise ValueError
 
-    clock = benchmark.Clock(lambda: now[0])
+    clock = stages.Clock(lambda: now[0])
     with pytest.raises(ValueError):
         clock.timed("a", fail)()
     now[0] += 5
@@ -61,7 +62,7 @@ def test_the_clock_goes_on_behind_an_error(benchmark):
 
 
 def test_the_source_is_like_photos_and_captions(benchmark, tmp_path):
-    path = Path(benchmark.make_source(tmp_path / "source", 5, pictures=2))
+    path = Path(source.make_source(tmp_path / "source", 5, pictures=2))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["images"] for row in rows] == [[f"{n}.jpg"] for n in (0, 1, 0, 1, 0)]
     assert all(len(row[name].split()) == 80 for row in rows for name in ("chosen", "rejected"))
@@ -70,31 +71,29 @@ def test_the_source_is_like_photos_and_captions(benchmark, tmp_path):
     assert data != (path.parent / "1.jpg").read_bytes()
 
 
-def test_work_of_models_is_left_out(benchmark):
-    assert benchmark.outside({"decoding": 2.0, benchmark.MODELS[0]: 50.0, "PNG": 3.0, benchmark.MODELS[1]: 7.0}) == 5
+def test_work_of_models_is_left_out():
+    assert stages.outside({"decoding": 2.0, stages.MODELS[0]: 50.0, "PNG": 3.0, stages.MODELS[1]: 7.0}) == 5
 
 
-def test_medians_of_nested_figures(benchmark):
-    found = benchmark.median(
-        [{"a": {"b": 1.0}, "c": 5}, {"a": {"b": 9.0, "d": 3.0}, "c": 7}, {"a": {"b": 2.0}, "c": 6}]
-    )
+def test_medians_of_nested_figures():
+    found = stages.median([{"a": {"b": 1.0}, "c": 5}, {"a": {"b": 9.0, "d": 3.0}, "c": 7}, {"a": {"b": 2.0}, "c": 6}])
     assert found == {"a": {"b": 2.0, "d": 0.0}, "c": 6}
 
 
 def test_work_is_found_where_it_is_done(benchmark, tmp_path):
     # Every clocked function really runs in a build: a renamed one would count nothing, or to the rest.
-    dataset = benchmark.make_source(tmp_path / "source", 6, pictures=2, size=(64, 48))
-    report = benchmark.stages_report(tmp_path, dataset, benchmark.save_models(tmp_path, "tiny"), "cpu", 1)
+    dataset = source.make_source(tmp_path / "source", 6, pictures=2, size=(64, 48))
+    report = stages.stages_report(tmp_path, dataset, source.save_models(tmp_path, "tiny"), "cpu", 1)
     made_images = {"row digest", "noise", "PNG"}
     for way, missing in (("recipe", made_images), ("materialize", set())):
         own = report[way]
         assert set(report["materialize"]["cpu"]) - set(own["cpu"]) == missing
         assert set(own["stages"]) == {"reading", "keywords", "grounding", "corruption", "difficulty", "storage"}
         assert sum(own["stages"].values()) == pytest.approx(1000 / own["rows_per_second"], rel=1e-6)
-        assert own["cpu"][benchmark.MODELS[0]] > 0 and own["regions"] > 0
+        assert own["cpu"][stages.MODELS[0]] > 0 and own["regions"] > 0
     assert set(report["materialize"]["cpu"]) == {
-        benchmark.REST,
-        *benchmark.MODELS,
+        stages.REST,
+        *stages.MODELS,
         "reading lines and files, schema",
         "decoding",
         "key words",
@@ -105,7 +104,7 @@ def test_work_is_found_where_it_is_done(benchmark, tmp_path):
 
 
 def test_peak_memory_is_that_of_the_build_alone(benchmark, tmp_path):
-    peak, seconds = benchmark.peak_memory(tmp_path, 8)
+    peak, seconds = memory.peak_memory(tmp_path, 8)
     # Between what the libraries of a build take and what nothing of that size could; in MiB, not in kB or bytes.
     assert 100 < peak < 3000 and seconds > 0
     assert len(list((tmp_path / "memory-8" / "data").glob("*.parquet"))) == 1
@@ -119,7 +118,7 @@ def test_without_a_gpu_it_says_that_nothing_was_measured(benchmark, tmp_path, mo
     assert json.loads(path.read_text()) == {"cuda": None} and "not measured" in capsys.readouterr().out
 
 
-def test_blobs_are_photo_like(benchmark):
-    picture = np.asarray(Image.open(io.BytesIO(benchmark.photo(np.random.default_rng(1)))), dtype=float)
+def test_blobs_are_photo_like():
+    picture = np.asarray(Image.open(io.BytesIO(source.photo(np.random.default_rng(1)))), dtype=float)
     step = np.abs(np.diff(picture, axis=1)).mean()
     assert picture.std() > 20 and step < 0.5 * picture.std()

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import launches
 import pytest
 import tiny
 import torch
@@ -265,13 +267,14 @@ def test_reporters_are_asked_for(name, folder, tmp_path, capsys):
         assert "pip install" in error or "environment variable" in error
 
 
-WITHOUT_BITSANDBYTES = """
+WITHOUT = """
 import importlib.metadata, importlib.util, sys
+package = sys.argv.pop(1)
 spec, version = importlib.util.find_spec, importlib.metadata.version
 def hidden(name, *rest):
-    return None if name.split(".")[0] == "bitsandbytes" else spec(name, *rest)
+    return None if name.split(".")[0] == package else spec(name, *rest)
 def unknown(name):
-    if name == "bitsandbytes":
+    if name == package:
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 importlib.util.find_spec, importlib.metadata.version = hidden, unknown
@@ -280,17 +283,41 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+LACKED = {
+    "bitsandbytes": (
+        "--load_in_4bit --use_peft",
+        "load_in_4bit=True needs bitsandbytes; run `pip install bitsandbytes`",
+    ),
+    "deepspeed": (
+        f"--deepspeed {launches.ROOT / 'recipes' / 'deepspeed' / 'zero3.json'}",
+        'training with DeepSpeed needs deepspeed; run `pip install "mfpo_trl[deepspeed]"`',
+    ),
+}
+
+
+@pytest.mark.parametrize("package", LACKED)
 @pytest.mark.parametrize("name", ["check", "train"])
-def test_without_bitsandbytes(name, folder, tmp_path):
+def test_without_a_package(name, package, folder, tmp_path):
     """As a process of a machine that lacks it, and as a user reads it."""
-    argv = written(Refusal("", "--load_in_4bit --use_peft"), folder, tmp_path / "out")
-    done = subprocess.run([sys.executable, "-c", WITHOUT_BITSANDBYTES, name, *argv], capture_output=True, text=True)
+    fields, words = LACKED[package]
+    argv = written(Refusal("", fields), folder, tmp_path / "out")
+    done = subprocess.run([sys.executable, "-c", WITHOUT, package, name, *argv], capture_output=True, text=True)
     said = flat(done.stdout if name == "check" else done.stderr)
     assert done.returncode == {"check": 1, "train": 2}[name], done.stderr[-2000:]
-    assert (
-        "load_in_4bit=True needs bitsandbytes; run `pip install bitsandbytes`" in said
-        and "Traceback" not in done.stderr
-    )
+    assert words in said and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["check", "train"])
+def test_a_full_disk_is_found_before_the_weights_are(name, folder, tmp_path, capsys):
+    argv = written(Refusal(""), folder, tmp_path / "out")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As little as what the terminal of the tests is kept in may hold.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+    try:
+        status, said = checked(argv, capsys) if name == "check" else trained(argv, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == {"check": 1, "train": 2}[name] and "nothing can be written to" in said and "too large" in said
 
 
 def test_as_processes(folder, tmp_path):

@@ -26,7 +26,7 @@ from mfpo_trl.data.build import BuildOptions, Pipeline, run
 from mfpo_trl.data.keywords.extraction import KeywordOptions, keywords, phrase_graph
 from mfpo_trl.data.keywords.phrases import candidates
 from mfpo_trl.data.writing import parts as parts_module
-from mfpo_trl.data.writing.report import kind
+from mfpo_trl.data.writing.report import kind, show
 from mfpo_trl.demo.pairs import preference_row
 from mfpo_trl.demo.scenes import make_scenes
 from mfpo_trl.images.regions import decode_rle, region_mask
@@ -412,8 +412,37 @@ def test_a_second_run_keeps_the_time_of_the_first(source, tmp_path, capsys):
     assert json.loads(report.read_text()) == first
 
 
+def test_rejected_rows_say_why_where_there_are_no_others(tmp_path, capsys):
+    """The commonest of their reasons, and how many have it."""
+    bad = [{"prompt": "what?", "chosen": "a", "rejected": ""}] * 2 + [
+        {"prompt": "what?", "chosen": "", "rejected": "a"}
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in bad))
+    assert (
+        main(["build", f"--dataset={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'set'}", "--grounder=none"]) == 1
+    )
+    said = capsys.readouterr().err
+    assert "every row was rejected, 2 of 3 because: field 'rejected': is empty" in said and "rejects.jsonl" in said
+
+
+def test_the_table_fits_a_terminal(capsys, monkeypatch):
+    """Of eighty columns, with every quantile at its longest on a line of its own."""
+    monkeypatch.setenv("COLUMNS", "80")
+    counts = dict.fromkeys(("rows_in", "rows_out", "with_images", "rejected", "equal_answers", "keywords_per_row"), 1)
+    quantiles = {f"{n}%": 1.0 for n in (5, 25, 50, 75, 95)}
+    show(
+        {**counts, "mask_area_quantiles": quantiles, "rejected_by_reason": {}, "grounding_failure_rate": 0.5}
+        | {"seconds_per_stage": {}, "warnings": []},
+        Path("set"),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    for name in quantiles:
+        assert any(f"{name:>3} of them at most 100.0% of the image" in line for line in lines)
+
+
 def test_weights_that_are_not_there_are_named(source, tmp_path, capsys):
     arguments = [f"--dataset={source}", f"--output={tmp_path / 'set'}", f"--grounder-model={tmp_path / 'none'}"]
     assert main(["build", *arguments]) == 1
     said = capsys.readouterr().err
     assert "none' cannot be loaded; --grounder-model and --segmenter-model name others" in said
+    assert all(f"--grounder {name}" in said for name in ("clipseg", "column", "random"))

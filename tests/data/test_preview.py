@@ -248,6 +248,13 @@ def test_n_rows_from_every_part(tmp_path, inside):
     assert page(tmp_path, tmp_path, n=50).tags.count("article") == 20
 
 
+def test_an_id_that_says_the_number_is_not_said_twice(tmp_path):
+    rows = [example([photo(20, 20, n)], id=own, chosen="a.") for n, own in enumerate(("row 0", "1", "row 5", ""))]
+    write(tmp_path, rows)
+    text = page(tmp_path, tmp_path, n=4).text
+    assert text.count("row 0") == text.count("row 1") == text.count("row 3") == 1 and "row 2  ·  row 5" in text
+
+
 def test_take_reads_the_right_rows_of_few_groups(tmp_path, monkeypatch):
     rows = [example([photo(4, 4, n)], id=str(n)) for n in range(40)]
     write(tmp_path, rows, parts=2, row_group_size=7)

@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import weakref
 
@@ -88,14 +89,14 @@ def test_the_second_run_scores_nothing(tmp_path, data, monkeypatch):
         ({"ld_alpha": 0.5}, "ld_alpha was None, is 0.5"),
         ({"corruption_seed": 3}, "corruption_seed was 0, is 3"),
         ({"corruption_kwargs": {"step": 400}}, 'corruption_kwargs was {}, is {"step": 400}'),
-        ({"model": "settings"}, "model config was"),
+        ({"model": "settings"}, "model config changed"),
         ({"model": "half"}, "precision was torch.float32 no, is torch.bfloat16 no"),
         ({"add_eos": False}, "add_eos was True, is False"),
         ({"image_loss_weight": 0.0}, "branches was chosen rejected corrupted, is chosen rejected"),
-        ({"model": "other"}, "model weights was"),
-        ({"template": "other"}, "chat template was"),
-        ({"data": "other"}, "data was"),
-        ({"processor": "other"}, "processor was"),
+        ({"model": "other"}, "model weights changed"),
+        ({"template": "other"}, "chat template changed"),
+        ({"data": "other"}, "data changed"),
+        ({"processor": "other"}, "processor changed"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -123,6 +124,25 @@ def test_what_changes_the_numbers_changes_the_key(tmp_path, data, change, told, 
         trainer_with(tmp_path, data, **settings)
     assert len(folders(tmp_path)) > before
     assert told in caplog.text and "computed again" in caplog.text
+    assert not re.search("[0-9a-f]{16}", caplog.text)
+
+
+def test_options_that_are_the_defaults_share_a_cache(tmp_path, data, caplog):
+    """Nothing said, nothing by name, and the default by name; another one does not."""
+    trainer_with(tmp_path, data)
+    before = folders(tmp_path)
+    for kwargs in ({}, {"step": 500}, {"step": 500, "schedule": "vcd_sigmoid"}):
+        trainer_with(tmp_path, data, corruption="diffusion", corruption_kwargs=kwargs)
+    assert folders(tmp_path) == before
+    trainer_with(tmp_path, data, corruption="diffusion", corruption_kwargs={"step": 501})
+    assert len(folders(tmp_path)) == 2 * len(before)
+
+
+def test_a_cache_that_is_used_again_is_told(tmp_path, data, caplog):
+    trainer_with(tmp_path, data)
+    with caplog.at_level(logging.INFO, "mfpo_trl"):
+        trainer_with(tmp_path, data)
+    assert "The reference of train_dataset is taken from" in caplog.text
 
 
 def _normalised(processor):
@@ -152,7 +172,7 @@ def test_settings_of_the_reference_adapter_are_part_of_the_key(tmp_path, data, c
                 torch.nn.init.normal_(value)
         with caplog.at_level(logging.WARNING):
             trainer_with(tmp_path, data, model=model)
-    assert "adapter config was" in caplog.text and "adapter was" not in caplog.text
+    assert "adapter config changed" in caplog.text and "adapter was" not in caplog.text
 
 
 def test_full_and_lora_share_the_cache_of_a_base(tmp_path, data, monkeypatch):

@@ -20,7 +20,7 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 from .._trl import NumberedRows
 from ..config import MFPOConfig
 from ..images import AUTO, DispreferredImages, check_rejected_images, some_row_swaps
-from ..objective import BRANCHES
+from ..objective import BRANCHES, CLIPPED
 from ..rows import (
     IMAGE_COLUMNS,
     REFERENCE,
@@ -109,9 +109,10 @@ class MFPOCollator:
                     same = len(laid) if self.layout == FLAT else (branch.prompt.identity, tuple(branch.completion))
                     pairs[position, column] = known.setdefault(same, len(laid))
                     laid += [branch] if pairs[position, column] == len(laid) else []
-        self._say_when_cut(laid)
         lay = LAYOUTS[self.layout]
         rows = lay(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
+        if self.max_length is not None:
+            rows["cut"] = self._cut(laid)
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
             rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
@@ -144,13 +145,14 @@ class MFPOCollator:
             self._said.add(subject)
             logger.warning(f"{message} Said once; there may be more.")
 
-    def _say_when_cut(self, branches: Sequence[Branch]) -> None:
-        if self.max_length is None:
-            return
+    def _cut(self, branches: Sequence[Branch]) -> Tensor:
+        """Which branches lose the end of their answer, (N,) bool."""
         cut = [len(b.prompt.tokens["input_ids"]) + len(b.completion) > self.max_length for b in branches]
-        if any(cut):
-            problem = f"cuts the end of answers, in this batch {sum(cut)} of {len(cut)}."
+        worker = torch.utils.data.get_worker_info()
+        if any(cut) and (worker is None or worker.id == 0):
+            problem = f"cuts the end of answers, in this batch {sum(cut)} of {len(cut)}; the share of all is logged as {CLIPPED}."
             self._say("cut", f"max_length={self.max_length} {problem}")
+        return torch.tensor(cut)
 
     def _templated(self, example: Mapping[str, Any], texts: dict, images: list[Image.Image]) -> tuple[str, str, str]:
         """The prompt, chosen and rejected response as the model reads them."""

@@ -102,11 +102,11 @@ def write_curves(folder: str | Path, log_history: Sequence[Mapping[str, Any]]) -
 
 @cache
 def _can_draw() -> bool:
-    """Whether matplotlib is there; says so once where it is not."""
+    """Whether matplotlib is there. Most trainings are run without, and every one of them would say so: it is a detail of the log."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        logger.warning(
+        logger.debug(
             'No training curves on the model card: matplotlib is missing; install it with: pip install "mfpo_trl[demo]"'
         )
         return False

@@ -47,9 +47,17 @@ def order(training: MFPOConfig, dataset: Any, processes: int, checkpoint: str | 
     how = (
         f"by column {training.curriculum_column!r}" if given is not None else f"computed: {training.curriculum_score}"
     )
-    value = "\n".join(describe(made)) if given is not None else f"{len(rows)} stages of {rows} rows, {steps} steps"
+    value = "\n".join(describe(made)) if given is not None else _counted(made, steps)
     details = {"rows": rows, "steps": steps, "computed": given is None, "step_rows": made.step_rows}
     return [Finding("curriculum", OK, f"{how}\n{value}", details=details)]
+
+
+def _counted(made: Plan, steps: list[int]) -> str:
+    """A line for each stage whose difficulties are not known yet."""
+    return "\n".join(
+        f"Stage {number} of {len(steps)}: {len(stage.rows)} rows, {stage.epochs:g} epoch(s), {count} steps."
+        for number, (stage, count) in enumerate(zip(made.stages, steps, strict=True), 1)
+    )
 
 
 def _resumed(training: MFPOConfig, made: Plan, checkpoint: str, adapter: bool) -> None:

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from ..batch import FLAT, Layout
 from ..checkpoints import resume_point
+from ..config import check_deepspeed
 from ..hub import PushError, check_login, check_strategy
 from ..requirements import requirements
 from ..train import check_output, evaluates, hub_id, load, parse, split_of
@@ -102,6 +103,8 @@ class Preflight:
         """What is asked for itself: its name, and a call that fails where training would."""
         training = self.training
         asked = dict(requirements(training))
+        if self.engine.deepspeed:
+            asked["engine"] = check_deepspeed
         asked["devices"] = partial(check_devices, self.engine, 0 if training.use_cpu else self.devices)
         asked["output folder"] = partial(check_output, training.output_dir)
         if training.push_to_hub:

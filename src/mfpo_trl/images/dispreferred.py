@@ -45,6 +45,12 @@ class Recipe:
     seed: int = 0
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """The options that are set to something else than the corruption's own defaults."""
+        known = corruption_defaults(self.corruption)
+        return {key: value for key, value in self.kwargs.items() if key not in known or known[key] != value}
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options that are set, those of the corruption's own defaults among them."""
         known = {**corruption_defaults(self.corruption), **self.kwargs}

@@ -16,5 +16,6 @@ from .losses import branches_read as branches_read
 from .losses import image_loss as image_loss
 from .losses import masked_mean as masked_mean
 from .losses import modality_balance as modality_balance
+from .metrics import CLIPPED as CLIPPED
 from .metrics import Tally as Tally
 from .metrics import batch_metrics as batch_metrics

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .losses import BRANCHES, branches_read, reading
 
-TABLE_KEYS = ("pairs", "branches", "ref_rows")
+TABLE_KEYS = ("pairs", "branches", "ref_rows", "cut")
 IGNORED_LABEL = -100
 
 

@@ -12,6 +12,10 @@ Counted = dict[str, tuple[float, float]]
 """The sum of a metric over what was counted, and how much was counted, by its name."""
 
 
+CLIPPED = "completions/clipped_ratio"
+"""TRL's name, in its trainers that generate, for the share of answers that lose their end."""
+
+
 class Tally:
     """Means over many batches, each weighed by what was counted in it."""
 
@@ -39,6 +43,7 @@ def batch_metrics(
     image_beta: float,
     accelerator: Accelerator,
     attention_mask: Tensor,
+    cut: Tensor | None,
     training: bool,
 ) -> Counted:
     """Sums and counts over the batches of all ranks.
@@ -50,15 +55,19 @@ def batch_metrics(
         beta: of the text rewards, used for `rewards/chosen` where TRL's loss, which logs it, has no weight.
         image_beta: of the image rewards.
         attention_mask: of the rows as the model read them, (R, T).
+        cut: which branches have lost the end of their answer, (N,) bool; None where none can.
         training: `Trainer` weighs its loss by micro-batches in training, and by samples in an evaluation.
 
     Returns:
-        `loss/<term>`, counted as `Trainer` counts the loss; `tokens/padding`, counted in tokens; `rewards/image_margins`,
+        `loss/<term>`, counted as `Trainer` counts the loss; `tokens/padding`, counted in tokens; `completions/clipped_ratio`,
+        counted in branches; `rewards/image_margins`,
         `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image.
     """
     weight = 1 if training else len(pairs)
     totals = {f"loss/{name}": (weight * value.detach(), weight) for name, value in losses.items()}
     totals["tokens/padding"] = ((attention_mask == 0).sum(), attention_mask.numel())
+    if cut is not None:
+        totals[CLIPPED] = (cut.sum(), len(cut))
     if "text" not in losses:
         totals["rewards/chosen"] = (beta * logratios["chosen"].detach().sum(), len(pairs))
     if "image" in losses:

@@ -295,7 +295,7 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
         "processor": processor_digest(processor),
         "chat template": text_digest(str(processor.chat_template)),
         "corruption": _all(recipe.corruption for recipe in made),
-        "corruption_kwargs": _all(json.dumps(dict(recipe.kwargs), sort_keys=True) for recipe in made),
+        "corruption_kwargs": _all(json.dumps(recipe.changed, sort_keys=True) for recipe in made),
         "corruption_region": _all(recipe.region for recipe in made),
         "corruption_seed": _all(str(recipe.seed) for recipe in made),
         "images to swap in": str(donors),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -21,6 +22,7 @@ from ..hub import PushError, check_strategy, open_repository, push_trained, with
 from ..leaving import tear_down
 from ..requirements import check_quantised
 from ..rows import RowError
+from ..terminal import told
 from ..trainer import MFPOTrainer
 from .fields import Parser, read_recipe
 from .launch import command, given_fields, launch
@@ -33,6 +35,8 @@ VISION_TOWER = r"vision|visual|image"
 NOT_LANGUAGE = rf".*({VISION_TOWER}|{PROJECTOR}).*"
 """Modules that LoRA leaves alone unless its targets are named: the vision tower and the projector, which `all-linear` would
 wrap as well and LLaVA's own recipes leave out."""
+
+PROBE = 2**20
 
 EPILOG = """--config RECIPE reads fields from a YAML file. --accelerate-config NAME_OR_PATH [--num-processes N] starts the training
 with accelerate launch and that configuration, looked up in recipes/accelerate. A token is best given as HF_TOKEN."""
@@ -79,6 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if launched := command(argv):
             return launch(*launched)
+    except (ValueError, OSError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _stopped("nothing was trained")
+    with told():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
         script, training, model = parse(argv)
         trainer = build(script, training, model)
     except (ValueError, OSError, ImportError, NotImplementedError, PushError, yaml.YAMLError) as error:
@@ -217,7 +231,7 @@ def check_name(settings: TrainModelConfig) -> None:
 
 
 def check_output(folder: str) -> None:
-    """Refuse a folder to which no checkpoint could be written; it need not be there yet.
+    """Refuse a folder to which no checkpoint could be written, found by writing a mebibyte; it need not be there yet.
 
     Raises:
         ValueError: says what is there instead.
@@ -227,6 +241,15 @@ def check_output(folder: str) -> None:
         raise ValueError(
             f"output_dir is {folder!r}, and {there} {'cannot be written to' if there.is_dir() else 'is a file'}"
         )
+    try:
+        with TemporaryFile(dir=there) as probe:
+            probe.write(bytes(PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise ValueError(
+            f"output_dir is {folder!r}, and nothing can be written to {there}: {error.strerror}"
+        ) from error
 
 
 def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:

@@ -183,7 +183,8 @@ def load(processor: Any, model: Any, name: str, device: str | None) -> tuple[Any
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the grounder's weights {name!r} cannot be loaded; --grounder-model and --segmenter-model name others, as an id "
-            f"or a folder ({error})"
+            "or a folder; --grounder clipseg needs one small model, --grounder column takes the regions that the rows have, and "
+            f"--grounder random needs nothing ({error})"
         ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return read, loaded.eval().to(device)

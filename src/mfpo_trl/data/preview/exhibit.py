@@ -81,8 +81,13 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
         )
         for image, other, some, given in zip(images, others, masks, regions, strict=True)
     ]
-    name = f"row {row[ROW_NUMBER]}" + (f"  ·  {_clean(str(row['id']))}" if row.get("id") else "")
-    return Exhibit(name, pairs, _texts(row, making, own))
+    return Exhibit(_name(row), pairs, _texts(row, making, own))
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The row's number, and its id where that says something else."""
+    name, known = f"row {row[ROW_NUMBER]}", _clean(str(row.get("id") or ""))
+    return name if known in ("", name, str(row[ROW_NUMBER])) else f"{name}  ·  {known}"
 
 
 def _region_words(position: int, region: Any) -> str:

@@ -99,11 +99,12 @@ class Parts:
         tables = [pq.read_table(self._path(part), columns=["difficulty"]) for part in range(len(self.ranges))]
         return [table["difficulty"].to_numpy().astype(float) for table in tables]
 
-    def finish(self, stages: Callable[[np.ndarray], np.ndarray]) -> None:
+    def finish(self, stages: Callable[[np.ndarray], np.ndarray], why: str = "") -> None:
         """Give every row its stage and every part its final name.
 
         Args:
             stages: from all difficulties to as many stages; rows without a difficulty get none.
+            why: what is said of the rejected rows where there is no other.
 
         Raises:
             ValueError: every row was rejected.
@@ -118,7 +119,7 @@ class Parts:
         found = self.difficulties()
         known = np.concatenate(found)
         if not len(known):
-            raise ValueError(f"every row was rejected; the reasons are in {self.folder / 'rejects.jsonl'}")
+            raise ValueError(f"every row was rejected{why}; all reasons are in {self.folder / 'rejects.jsonl'}")
         stage = np.full(len(known), -1)
         stage[~np.isnan(known)] = stages(known[~np.isnan(known)])
         ends = np.cumsum([len(own) for own in found])

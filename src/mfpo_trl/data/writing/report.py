@@ -125,7 +125,9 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     folder: Path = options.output
     lines = [json.dumps(one, ensure_ascii=False) for report in reports for one in report["rejected"]]
     replace(folder / "rejects.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
-    pipeline.parts.finish(partial(stages, count=options.stages))
+    reasons = Counter(kind(one["reason"]) for report in reports for one in report["rejected"])
+    why = "".join(f", {count} of {reasons.total()} because: {reason}" for reason, count in reasons.most_common(1))
+    pipeline.parts.finish(partial(stages, count=options.stages), why)
     if wall is None:
         wall = _wall_before(folder)
     report = total(reports, wall, options.grounder != "none")
@@ -157,7 +159,9 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
 
     # Reasons quote rows, whose brackets are no markup.
     table = Table(title=Text(f"Built {folder}"), show_header=False)
-    quantiles = "  ".join(f"{name} {value:.1%}" for name, value in report["mask_area_quantiles"].items())
+    quantiles = "\n".join(
+        f"{name:>3} of them at most {value:.1%} of the image" for name, value in report["mask_area_quantiles"].items()
+    )
     spent = sum(report["seconds_per_stage"].values())
     rate = report["grounding_failure_rate"]
     reasons = "".join(f"\n{count} × {reason}" for reason, count in report["rejected_by_reason"].items())
