@@ -344,17 +344,34 @@ def test_answers_that_are_cut_are_counted(tmp_path, caplog, workers, sharing):
     """Each once with the total at the end, whichever process makes the batches, in training and not in evaluations."""
     rows = tiny.dataset(8, tiny.BOXES, key_regions=tiny.boxes)
     whole = [MFPOCollator(tiny.processor())([row]) for row in rows]
-    lengths = torch.cat([batch["attention_mask"].sum(dim=1)[batch["branches"][:, 0]] for batch in whole])
+    # The chosen and the rejected answer of each row; the chosen one stands once more under the dispreferred image.
+    lengths = torch.cat([batch["attention_mask"].sum(dim=1)[batch["branches"][:2, 0]] for batch in whole])
     limit = int(lengths.median())
     config = {"max_length": limit, "prefix_sharing": sharing, "dataloader_num_workers": workers, "max_steps": -1}
     config |= {"num_train_epochs": 1, "eval_strategy": "epoch", "logging_steps": 1}
     trainer = build(MFPOTrainer, config, tmp_path, data=rows, eval_dataset=rows)
     trainer.train()
     cut = int((lengths > limit).sum())
-    assert 0 < cut < len(lengths) == 24
+    assert 0 < cut < len(lengths) == 16
     assert (
-        caplog.text.count(f"max_length={limit} has cut the end of {cut} of the 24 answers that were trained on") == 1
+        caplog.text.count(f"max_length={limit} has cut the end of {cut} of the 16 answers that were trained on") == 1
     )
     shares = [line["completions/clipped_ratio"] for line in history(trainer) if "loss" in line]
-    assert len(shares) > 1 and np.mean(shares) == pytest.approx(cut / 24)
-    assert history(trainer)[-2]["eval_completions/clipped_ratio"] == pytest.approx(cut / 24)
+    assert len(shares) > 1 and np.mean(shares) == pytest.approx(cut / 16)
+    assert history(trainer)[-2]["eval_completions/clipped_ratio"] == pytest.approx(cut / 16)
+
+
+def test_terms_are_means_of_steps_where_the_last_is_short(tmp_path):
+    """Three rows, two a step: `loss` is a mean over two steps, the second of one row, and so are its terms."""
+    config = {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 0.0,
+        "max_steps": -1,
+    }
+    config |= {"num_train_epochs": 1, "logging_steps": 2, "lr_scheduler_type": "constant"}
+    trainer = build(MFPOTrainer, config, tmp_path, data=tiny.dataset(3, tiny.BOXES, key_regions=tiny.boxes))
+    trainer.train()
+    (line,) = [line for line in history(trainer) if "loss" in line]
+    assert trainer.state.global_step == 2
+    assert sum(line[f"loss/{name}"] for name in TERMS) == pytest.approx(line["loss"], rel=1e-5)

@@ -105,6 +105,29 @@ def test_shards_are_refused_and_converted(llava, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in tiny.model().state_dict().items())
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("given", ["name", "object"])
+def test_a_variant_is_refused_and_converted(llava, tmp_path, given, shards):
+    """Of a model by name, and of the reference of one that is given, which is read from where it was."""
+    model = tiny.LlavaForConditionalGeneration.from_pretrained(llava) if given == "object" else str(llava)
+    pickle_weights(llava, shards)
+    for path in llava.glob("pytorch_model*"):
+        path.rename(path.with_suffix(f".fp16{path.suffix}"))
+    names = "pytorch_model.fp16.bin" if shards == 1 else "pytorch_model.bin.index.fp16.json"
+    if shards > 1:
+        index = llava / names
+        weights = json.loads(index.read_text())
+        weights["weight_map"] = {key: file.replace(".bin", ".fp16.bin") for key, file in weights["weight_map"].items()}
+        index.write_text(json.dumps(weights))
+    settings = {"model_init_kwargs": {"variant": "fp16"}}
+    with pytest.raises(ValueError, match=REFUSED.format(names=names)) as refused:
+        trainer(model, tmp_path / "out", **settings)
+    convert(refused.value)
+    own = trainer(model, tmp_path / "out", **settings)
+    for name, value in tiny.model().state_dict().items():
+        assert torch.equal(own.ref_model.state_dict()[name], value), name
+
+
 def test_an_adapter_beside_a_model_is_refused_and_converted(llava, tmp_path):
     """transformers loads it with the model, whatever `use_safetensors` says."""
     adapted = get_peft_model(tiny.model(), LORA)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from datasets import Dataset
@@ -57,18 +57,16 @@ def check_weights(args: MFPOConfig, model: Any, ref_model: Any, needs_no_model: 
 
 @contextmanager
 def loading_safetensors(args: MFPOConfig, model: Any) -> Iterator[None]:
-    """While TRL loads a model by its name: from safetensors only.
+    """While TRL loads a model by its name, or the reference from where a model was: from safetensors only.
 
     Raises:
         ValueError: its weights are pickles only; says how to convert them.
     """
-    if not isinstance(model, str):
-        yield
-        return
     given = args.model_init_kwargs
-    args.model_init_kwargs = {**(given or {}), "use_safetensors": True}
+    if given or isinstance(model, str):
+        args.model_init_kwargs = {**(given or {}), "use_safetensors": True}
     try:
-        with safetensors_only(model, given):
+        with safetensors_only(model, given) if isinstance(model, str) else nullcontext():
             yield
     finally:
         args.model_init_kwargs = given

@@ -418,7 +418,8 @@ class MFPOTrainer(DPOTrainer):
             self.accelerator,
             policy.inputs["attention_mask"],
             cut,
-            self.model.training,
+            # Of a step that nobody takes, as in a call of `compute_loss`, there is one.
+            getattr(self, "current_gradient_accumulation_steps", 1) if mode == "train" else None,
         )
         if mode == "train":
             self._clipped = [

@@ -12,7 +12,7 @@ Name = str | os.PathLike[str]
 
 MODEL = (
     "from transformers import {kind} as Model; "
-    'Model.from_pretrained({folder}, dtype="auto", weights_only=True).save_pretrained({folder})'
+    'Model.from_pretrained({folder}, dtype="auto", weights_only=True{variant}).save_pretrained({folder}{variant})'
 )
 ADAPTER = (
     "import torch; from safetensors.torch import save_file; folder = {folder}; "
@@ -72,15 +72,16 @@ def pickled_only(name: Name, options: Mapping[str, Any]) -> list[str]:
 
     Args:
         name: a folder, an id on the Hub, or nothing for a model that was not loaded.
-        options: those of `from_pretrained`; `subfolder` and what tells a repository from another are read.
+        options: those of `from_pretrained`; `subfolder`, `variant` and what tells a repository from another are read.
     """
     if not name:
         return []
     there = _finder(name, options)
-    safe = "model.safetensors", "model.safetensors.index.json"
+    own = f".{options['variant']}" if options.get("variant") else ""
+    safe = f"model{own}.safetensors", f"model.safetensors.index{own}.json"
     if (found := _pickled_adapter(there)) or options.get("gguf_file") or any(map(there, safe)):
         return found
-    return [file for file in ("pytorch_model.bin", "pytorch_model.bin.index.json") if there(file)]
+    return [file for file in (f"pytorch_model{own}.bin", f"pytorch_model.bin.index{own}.json") if there(file)]
 
 
 def _pickled_adapter(there: Callable[[str], bool]) -> list[str]:
@@ -108,17 +109,18 @@ def _refuse(name: Name, pickles: list[str], options: Mapping[str, Any], cause: E
     if pickles:
         raise ValueError(
             f"the weights of {name} are pickles only ({', '.join(pickles)}), which can run code when they are loaded; they "
-            f"become safetensors with: {_conversion(name, pickles, options.get('subfolder') or '')}"
+            f"become safetensors with: {_conversion(name, pickles, options.get('subfolder') or '', options.get('variant'))}"
         ) from cause
 
 
-def _conversion(name: Name, pickles: list[str], subfolder: str) -> str:
+def _conversion(name: Name, pickles: list[str], subfolder: str, variant: str | None) -> str:
     """The shell command that writes pickled weights as safetensors beside them; a repository is downloaded first."""
     local = Path(name).is_dir()
     folder = str(name) if local else str(name).rpartition("/")[2]
     program = ADAPTER if pickles == ["adapter_model.bin"] else MODEL
     quoted = json.dumps(str(Path(folder, subfolder)), ensure_ascii=False)
-    code = program.format(folder=quoted, kind=_architecture(name, subfolder))
+    own = f", variant={json.dumps(variant)}" if variant else ""
+    code = program.format(folder=quoted, kind=_architecture(name, subfolder), variant=own)
     download = "" if local else f"{shlex.join(['hf', 'download', str(name), '--local-dir', folder])} && "
     return download + shlex.join(["python", "-c", code])
 

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 from huggingface_hub import constants
 
 from mfpo_trl.cli import main
-from mfpo_trl.data.reading.files import image_roots, open_rows
+from mfpo_trl.data.reading.files import image_roots, open_rows, read_masks
 from mfpo_trl.data.stages import Read, Rejected
 
 TEXTS = {"prompt": "What?", "chosen": "A red dog.", "rejected": "A cat."}
@@ -128,8 +128,42 @@ def test_nothing_outside_of_the_data_set_is_opened(form, folder, home):
         assert isinstance(found, Rejected), f"{form}: {way} was opened"
         if way not in ("null", "long"):
             assert any(said in str(found) for said in ("lies outside of", "is a URL", "is not a file in")), found
-    mask = {"image": "images/own", **TEXTS, "key_regions": [{"mask": str(home / "token")}]}
-    assert "lies outside of" in str(read(mask, 0)[0])
+
+
+REGIONS: dict[str, Callable[[str], object]] = {
+    "bare": lambda path: path,
+    "mask": lambda path: {"mask": path},
+    "box": lambda path: {"box": path},
+    "rle": lambda path: {"rle": path},
+    "path": lambda path: {"path": path},
+    "path of an image": lambda path: {"bytes": None, "path": path},
+    "bytes": lambda path: {"bytes": path},
+    "bytes beside a path": lambda path: {"bytes": path, "path": "images/own"},
+    "mask that is an image": lambda path: {"mask": {"bytes": None, "path": path}, "phrase": "a dog"},
+    "mask whose bytes are a text": lambda path: {"mask": {"bytes": path, "path": None}},
+    "box that is an image": lambda path: {"box": {"path": path}},
+    "rle that is an image": lambda path: {"rle": {"path": path}, "score": 1.0},
+    "mask in a mask": lambda path: {"mask": {"box": {"mask": path}}},
+    "beside a box": lambda path: {"box": None, "mask": None, "path": path},
+}
+"""Every way in which a region names a file."""
+
+
+@pytest.mark.parametrize("form", REGIONS)
+def test_no_mask_outside_of_the_data_set_is_opened(form, folder, home):
+    """Of `mfpo build` and of `mfpo preview`."""
+    ways = elsewhere(home, folder)
+    roots = image_roots(str(folder), None)
+    read = Read("trl", roots)
+    inside = {"image": "images/own", **TEXTS, "key_regions": [REGIONS[form]("images/own")]}
+    allowed = isinstance(read(inside, 0)[0], dict)
+    assert allowed == (form not in ("bytes", "bytes beside a path", "mask whose bytes are a text"))
+    for way, path in ways.items():
+        for regions in ([REGIONS[form](path)], [[REGIONS[form](path)]]):
+            found = read({"image": "images/own", **TEXTS, "key_regions": regions}, 0)[0]
+            assert isinstance(found, Rejected), f"{form}: {way} was opened"
+            with pytest.raises((ValueError, OSError)):
+                read_masks(regions, roots)
 
 
 def test_a_data_set_of_the_hub_has_its_own_folder_of_the_cache(home):

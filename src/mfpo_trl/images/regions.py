@@ -173,9 +173,12 @@ def _unwrap(region: Any) -> Any:
             return _unwrap(own)
         if own is not None and not isinstance(own, Mapping):
             return own
-    for key in ("bytes", "path"):
-        if region.get(key) is not None:
-            return region[key]
+    if region.get("bytes") is not None:
+        if not isinstance(region["bytes"], bytes):
+            raise ValueError(f"the bytes of a mask are of type {type(region['bytes']).__name__}")
+        return region["bytes"]
+    if region.get("path") is not None:
+        return region["path"]
     if region.get("counts") is not None and region.get("size") is not None:
         return region
     raise ValueError(f"a region that fills none of its keys {sorted(region)}; expected {FORMS}")

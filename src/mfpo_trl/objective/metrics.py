@@ -44,7 +44,7 @@ def batch_metrics(
     accelerator: Accelerator,
     attention_mask: Tensor,
     cut: Tensor | None,
-    training: bool,
+    micro_batches: int | None,
 ) -> Counted:
     """Sums and counts over the batches of all ranks.
 
@@ -55,19 +55,22 @@ def batch_metrics(
         beta: of the text rewards, used for `rewards/chosen` where TRL's loss, which logs it, has no weight.
         image_beta: of the image rewards.
         attention_mask: of the rows as the model read them, (R, T).
-        cut: which branches have lost the end of their answer, (N,) bool; None where none can.
-        training: `Trainer` weighs its loss by micro-batches in training, and by samples in an evaluation.
+        cut: which branches have lost the end of their answer, (N,) bool; None where none can. Of a pair's two answers under its
+            own image, so that every layout counts the same.
+        micro_batches: those of this optimizer step, whose mean `Trainer` logs as the loss; None in an evaluation, which weighs by
+            samples.
 
     Returns:
         `loss/<term>`, counted as `Trainer` counts the loss; `tokens/padding`, counted in tokens; `completions/clipped_ratio`,
-        counted in branches; `rewards/image_margins`,
+        counted in answers; `rewards/image_margins`,
         `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image.
     """
-    weight = 1 if training else len(pairs)
+    weight = len(pairs) if micro_batches is None else 1 / micro_batches
     totals = {f"loss/{name}": (weight * value.detach(), weight) for name, value in losses.items()}
     totals["tokens/padding"] = ((attention_mask == 0).sum(), attention_mask.numel())
     if cut is not None:
-        totals[CLIPPED] = (cut.sum(), len(cut))
+        answers = pairs[:, :2][pairs[:, :2] >= 0]
+        totals[CLIPPED] = (cut[answers].sum(), len(answers))
     if "text" not in losses:
         totals["rewards/chosen"] = (beta * logratios["chosen"].detach().sum(), len(pairs))
     if "image" in losses:

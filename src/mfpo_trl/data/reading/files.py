@@ -170,9 +170,10 @@ def read_masks(value: Any, roots: Sequence[Path]) -> Any:
     if isinstance(value, str):
         return image_bytes(value, roots)
     if isinstance(value, Mapping):
-        if value.get("path") is not None and value.get("bytes") is None:
-            return {**value, **image_bytes(value, roots)}
-        return {key: read_masks(own, roots) if key in ("mask", "rle") else own for key, own in value.items()}
+        # Wherever `images.regions` would find a region; what it gets holds no path.
+        read = {key: read_masks(own, roots) if key in ("box", "mask", "rle") else own for key, own in value.items()}
+        is_file = value.get("path") is not None or value.get("bytes") is not None
+        return read | image_bytes(value, roots) if is_file else read
     return [read_masks(own, roots) for own in value] if isinstance(value, list) else value
 
 
