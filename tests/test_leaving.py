@@ -1,6 +1,7 @@
 """The end of a training's processes: what gloo's threads still hold must not meet an interpreter that is ending."""
 
 import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -145,6 +146,28 @@ LAUNCHED = {
 """Every file or package that a launcher starts as a rank, and what tears the group down there."""
 
 
+def left_by_run(path: Path) -> bool:
+    """Whether a file calls `run` of `mfpo_trl.leaving`, and nothing else of that name."""
+    tree = ast.parse(path.read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("leaving")
+        for alias in node.names
+    }
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return "leaving.run" in calls or ("run" in imported and "run" in calls)
+
+
+def test_the_command_leaves_in_order():
+    """Which a launcher may start as a rank: `torchrun --no-python mfpo train`."""
+    (start,) = [own for own in importlib.metadata.entry_points(group="console_scripts") if own.name == "mfpo"]
+    code = f"import os, sys; os.environ['RANK'] = '0'; from {start.module} import {start.attr} as program; "
+    code += "os._exit = lambda status: sys.exit(40 + status); sys.argv = ['mfpo', 'train']; program()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 42 and "--model_name_or_path is needed" in done.stderr, done.stderr
+
+
 def test_every_script_of_a_rank_leaves_in_order():
     for name, torn_down in LAUNCHED.items():
         called = [
@@ -153,7 +176,10 @@ def test_every_script_of_a_rank_leaves_in_order():
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call)
         ]
-        assert torn_down in called and "run" in called, name
+        assert torn_down in called, name
+        assert any(
+            left_by_run(path) for path in ((ROOT / name).glob("*.py") if (ROOT / name).is_dir() else [ROOT / name])
+        ), name
 
 
 def test_every_script_that_trains_is_known():

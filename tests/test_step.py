@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from accelerate import ParallelismConfig
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from test_trainer import TEXT_ONLY, build, history, policy
 from trl import DPOTrainer
 
@@ -139,7 +139,29 @@ def test_a_packing_collator_of_an_untested_family_is_compared(tmp_path, monkeypa
     assert not trainer.layout.proven
 
 
+@pytest.mark.parametrize("layout", [PACKED_ROW, PACKED_ROWS])
+@pytest.mark.parametrize(
+    "wrap", [lambda own: lambda rows: own(rows), lambda own: partial(own)], ids=["function", "partial"]
+)
+def test_a_packing_collator_inside_of_another_is_refused(tmp_path, layout, wrap):
+    """Nobody has looked whether the model may read what it gives; flat rows it may."""
+    made = partial(MFPOCollator, tiny.processor())
+    with pytest.raises(ValueError, match="gives packed rows, and what the model may read is looked at where"):
+        first_loss(tmp_path, data_collator=wrap(made(layout=layout)))
+    assert first_loss(tmp_path, data_collator=wrap(made())) == pytest.approx(
+        first_loss(tmp_path, data_collator=made())
+    )
+
+
 # A reference that is not built as the policy is
+
+
+def test_a_reference_with_an_adapter_is_refused(tmp_path):
+    """TRL's own trainer ends in an AttributeError; merged, it scores."""
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    with pytest.raises(ValueError, match=r"give `ref_model.merge_and_unload\(\)`"):
+        first_loss(tmp_path, ref_model=get_peft_model(tiny.model(), lora))
+    first_loss(tmp_path, ref_model=get_peft_model(tiny.model(), lora).merge_and_unload())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

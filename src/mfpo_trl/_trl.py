@@ -294,6 +294,11 @@ def placed(trainer: DPOTrainer, model: Any) -> Any:
     return prepare_deepspeed(model, trainer.accelerator) if trainer.is_deepspeed_enabled else model
 
 
+def unwrapped_of(trainer: DPOTrainer, model: Any) -> Any:
+    """The model inside of what engines and `torch.compile` have put around it, by whose names weights are saved."""
+    return trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
 def forget_reference_model(trainer: DPOTrainer) -> None:
     """Let go of the reference model, which accelerate keeps as well."""
     models = trainer.accelerator._models
@@ -308,9 +313,9 @@ def policy_to_reference(trainer: DPOTrainer) -> None:
     Raises:
         ValueError: weights are trained that belong to no adapter, or to one whose copy cannot be found.
     """
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = unwrapped_of(trainer, trainer.model)
     if trainer.ref_model is not None:
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(policy.state_dict())
+        unwrapped_of(trainer, trainer.ref_model).load_state_dict(policy.state_dict())
     elif isinstance(policy, PeftModel):
         if "ref" not in policy.peft_config:
             _add_reference_adapter(policy)
@@ -349,7 +354,7 @@ def trained_outside_of_adapter(policy: PeftModel) -> list[str]:
 def settle_reference_adapter(trainer: DPOTrainer) -> None:
     """Make the adapter `ref`, which PEFT has just added or read from a checkpoint, what TRL makes of its own: frozen, in the
     policy's precision, without dropout."""
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = unwrapped_of(trainer, trainer.model)
     if not isinstance(policy, PeftModel) or "ref" not in policy.peft_config:
         return
     for name, reference in _adapter_pairs(policy):

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from trl import DPOConfig
 
 from ._trl import NumberedRows, model_id
@@ -43,12 +43,16 @@ def check_weights(args: MFPOConfig, model: Any, ref_model: Any, needs_no_model: 
         needs_no_model: whether the policy itself gives the reference's values.
 
     Raises:
-        ValueError: weights are pickles only; says how to convert them.
+        ValueError: weights are pickles only, says how to convert them; or `ref_model` has an adapter.
         TypeError: `ref_model` is the name of one.
     """
     if isinstance(ref_model, str):
         raise TypeError(
             f"`ref_model` must be a model, got {ref_model!r}; load it with `from_pretrained(..., use_safetensors=True)`"
+        )
+    if isinstance(ref_model, PeftModel):
+        raise ValueError(
+            "`ref_model` has an adapter around it, with which TRL cannot score; give `ref_model.merge_and_unload()`"
         )
     if not isinstance(model, str) and ref_model is None and not needs_no_model:
         # Read from where the model was.

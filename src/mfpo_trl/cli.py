@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import __version__
 from .data import add_build, add_preview, with_recipe
@@ -87,6 +88,10 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    # As a rank of `mfpo build`.
+def program() -> NoReturn:
+    """The command `mfpo`: a launcher may start it as a rank, which leaves its process group before its interpreter ends."""
     run(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -302,8 +302,8 @@ class MFPOTrainer(DPOTrainer):
         has_tables = "pairs" in inputs
         if has_tables:
             check_batch(inputs, self.term_weights)
-        if "prefixes" in inputs and not self.layout.proven:
-            self.layout = proven(self.layout, self, self.model)
+        if "prefixes" in inputs:
+            self._prove_layout()
         if not has_tables:
             inputs = from_preference_batch(inputs)
         cached = self.references.values(inputs[REFERENCE]) if REFERENCE in inputs else None
@@ -330,6 +330,15 @@ class MFPOTrainer(DPOTrainer):
             loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
         self._record(policy, losses, logratios, inputs.get("cut"))
         return (loss, outputs) if return_outputs else loss
+
+    def _prove_layout(self) -> None:
+        if self.layout.name == FLAT:
+            raise ValueError(
+                "the data_collator gives packed rows, and what the model may read is looked at where it is a MFPOCollator itself; "
+                "give that as data_collator, or make it with layout='flat' in yours"
+            )
+        if not self.layout.proven:
+            self.layout = proven(self.layout, self, self.model)
 
     def _reference_logps(
         self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: Tensor | tuple | None

@@ -55,7 +55,6 @@ LORAS = {
     "bias": ({"bias": "all"}, None),
     "tokens": ({"trainable_token_indices": TOKENS}, None),
     "projector": ({"modules_to_save": ["multi_modal_projector"]}, None),
-    "dropout": ({"lora_dropout": 0.0}, None),
     "dora": ({"use_dora": True}, None),
     "qalora": ({"use_qalora": True, "qalora_group_size": 16}, None),
     "mica": ({"init_lora_weights": "mica"}, None),

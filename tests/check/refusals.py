@@ -274,6 +274,11 @@ REFUSALS = [
         "difficult",
         prepare=a_stage_without_its_model,
     ),
+    Refusal(
+        "the reference of stage {} is the policy at the end of stage {}, and {} is not there",
+        f"{STAGED} --curriculum_epochs 1 --curriculum_reference stage --max_steps 4 --resume_from_checkpoint {{out}}/checkpoint-3",
+        prepare=a_stage_without_its_model,
+    ),
     Refusal("the Hub needs a token with write access", "--push_to_hub"),
     Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy checkpoint"),
     Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy all_checkpoints"),
@@ -331,6 +336,11 @@ REFUSALS = [
     ),
     Refusal("sync_ref_model=True moves the reference", "--sync_ref_model --precompute_ref_log_probs"),
     Refusal("both change the reference; choose one", f"{STAGED} --curriculum_reference stage --sync_ref_model"),
+    Refusal(
+        "lowers the learning rate where {} gets worse",
+        f"{STAGED} --curriculum_reference stage --eval_strategy steps --eval_steps 1 --lr_scheduler_type reduce_lr_on_plateau",
+        "evaluation",
+    ),
     Refusal(
         "is measured against, so that checkpoints",
         f"{STAGED} --curriculum_reference stage --eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 --load_best_model_at_end",
@@ -504,6 +514,7 @@ LATER = {
     "_trl.check_attributes": "another version of TRL, which the installation excludes",
     "arguments.as_mfpo_config": API,
     "arguments.check_weights: `ref_model` must be a model": API,
+    "arguments.check_weights: `ref_model` has an adapter": API,
     "arguments.check_arguments: context and sequence parallelism": API,
     "arguments.check_arguments: compute_metrics reads the logits": API,
     "arguments.check_arguments: include_for_metrics='inputs' would hand": API,

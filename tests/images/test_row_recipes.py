@@ -126,6 +126,33 @@ def test_one_line_where_what_is_asked_for_wins(asked, overruled, tmp_path, caplo
     )
 
 
+@pytest.mark.parametrize("regions", [True, False])
+@pytest.mark.parametrize(
+    ("own", "same"),
+    [("auto", {True, False}), ("key", {True}), ("global", {False}), ("random", set())],
+)
+def test_another_region_than_the_rows_is_told(own, same, regions, tmp_path, caplog):
+    """`corruption_region` is `auto`: the key regions of a row that has them, the whole image of one that has none."""
+    recipe = {"corruption": "diffusion", "region": own}
+    rows = data(recipe, recipe, key_regions=tiny.boxes if regions else lambda n: [])
+    with caplog.at_level(logging.WARNING, "mfpo_trl"):
+        check_recipes(config(tmp_path, corruption="diffusion"), {"train_dataset": rows})
+    assert ("2 of the 2 rows of train_dataset" in caplog.text) == (regions not in same)
+
+
+@pytest.mark.parametrize("swaps", ["train", "eval"])
+def test_rows_to_evaluate_on_may_swap_where_others_do_not(swaps, tmp_path):
+    """The other image comes from the rows that are trained on, whichever asks for it."""
+    swap, blur = json.dumps({"corruption": "swap"}), json.dumps({"corruption": "blur"})
+    train, other = (data(*[swap if swaps == name else blur] * 4) for name in ("train", "eval"))
+    args = config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1)
+    trainer = MFPOTrainer(
+        tiny.model(), args=args, train_dataset=train, eval_dataset=other, processing_class=tiny.processor()
+    )
+    trainer.train()
+    assert any("eval_loss/image" in line for line in trainer.state.log_history)
+
+
 # Recipes that are none
 
 BAD = [

@@ -248,6 +248,44 @@ def test_a_stage_goes_on_in_another_folder(tmp_path):
         whole.train()
 
 
+@pytest.mark.parametrize("first", [4, 5], ids=["from the end of a stage", "from inside of one"])
+def test_a_stage_goes_on_from_folder_to_folder(tmp_path, first):
+    """Each run goes on from the one before it, inside of the second stage, whose reference the first of them has saved."""
+    settings = {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.05}
+    settings |= {"curriculum_stages": 2, "per_device_train_batch_size": 1, "rows": data(7)}
+    whole = trainer_of(tmp_path / "0", **settings)
+    whole.train()
+    assert whole.curriculum.plan.ends == [4, 7]
+    for hop, step in enumerate((first, first + 1)):
+        again = trainer_of(tmp_path / str(hop + 1), **settings)
+        again.train(resume_from_checkpoint=str(tmp_path / str(hop) / f"checkpoint-{step}"))
+        assert losses(again) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_the_reference_of_a_compiled_model_follows_it(tmp_path):
+    """Whose weights have other names while it is compiled; and a run goes on inside of a stage as if it had not ended."""
+    settings = {"curriculum_reference": "stage", "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.05}
+    plain = trainer_of(tmp_path / "plain", **settings)
+    plain.train()
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    whole, again = (trainer_of(tmp_path / "compiled", **settings, **compiled) for _ in range(2))
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "compiled" / "checkpoint-4"))
+    assert losses(whole) == pytest.approx(losses(plain), rel=1e-4) and losses(again) == pytest.approx(
+        losses(whole), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_follows_the_loss_is_refused_where_its_reference_moves(tmp_path, schedule):
+    settings = {"lr_scheduler_type": schedule, "eval_strategy": "steps", "eval_steps": 2, "evaluate": True}
+    with pytest.raises(
+        ValueError, match=f"lr_scheduler_type='{schedule}' lowers the learning rate where 'loss' gets worse"
+    ):
+        trainer_of(tmp_path, curriculum_reference="stage", **settings)
+    trainer_of(tmp_path, **settings)
+
+
 LORAS = {
     "dropout": (LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"]), {}),
     "embedding": (LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]), {}),

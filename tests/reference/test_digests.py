@@ -173,6 +173,7 @@ CHANGES = {
     "features": lambda own: setattr(own, "vision_feature_select_strategy", "full"),
     "words": lambda own: own.tokenizer.add_tokens(["<new>"]),
     "special words": lambda own: setattr(own.tokenizer, "eos_token", "<|end|>"),
+    "special words in texts": lambda own: setattr(own.tokenizer, "split_special_tokens", True),
 }
 
 

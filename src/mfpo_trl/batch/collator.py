@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import datasets
@@ -19,7 +19,7 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 
 from .._trl import NumberedRows
 from ..config import MFPOConfig
-from ..images import AUTO, DispreferredImages, check_rejected_images, some_row_swaps
+from ..images import AUTO, DispreferredImages, check_rejected_images
 from ..objective import BRANCHES, CLIPPED
 from ..rows import (
     IMAGE_COLUMNS,
@@ -231,9 +231,9 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
             "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
             "map-style data set, or fill 'rejected_images' yourself"
         )
-    swaps = args.corruption == "swap" or (args.corruption == AUTO and some_row_swaps(dataset))
-    if swaps and has_images(dataset):
-        dispreferred.donors = _Donors(NumberedRows.of(dataset), rows_with_images(dataset))
+    # Rows to evaluate on may swap where those to train on do not.
+    if args.corruption in ("swap", AUTO) and isinstance(dataset, Dataset) and has_images(dataset):
+        dispreferred.donors = _Donors(dataset)
     return MFPOCollator(
         processor=processor,
         branches=args.branches,
@@ -248,8 +248,12 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
 class _Donors:
     """The rows of a data set that have an image, as a sequence."""
 
-    def __init__(self, rows: NumberedRows, numbers: np.ndarray):
-        self.rows, self.numbers = rows, numbers
+    def __init__(self, dataset: Dataset):
+        self.rows, self.dataset = NumberedRows.of(dataset), dataset
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        return rows_with_images(self.dataset)
 
     def __len__(self) -> int:
         return len(self.numbers)

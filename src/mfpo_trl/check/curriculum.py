@@ -19,7 +19,7 @@ from ..order import (
     reference_of_stage,
     with_stages,
 )
-from .table import OK, Finding
+from .table import OK, WARNING, Finding
 
 
 def order(training: MFPOConfig, dataset: Any, processes: int, checkpoint: str | None, adapter: bool) -> list[Finding]:
@@ -41,15 +41,14 @@ def order(training: MFPOConfig, dataset: Any, processes: int, checkpoint: str | 
     # Stages are of equal size whatever the difficulties are.
     found = np.arange(len(dataset), dtype=np.float64) if given is None else given
     made = plan(training, dataset, *with_stages(training, found), processes)
-    if checkpoint is not None and given is not None:
-        _resumed(training, made, checkpoint, adapter)
+    warnings = [] if checkpoint is None else _resumed(training, made, checkpoint, adapter, given is not None)
     rows, steps = [len(stage.rows) for stage in made.stages], [int(own) for own in np.diff([0, *made.ends])]
     how = (
         f"by column {training.curriculum_column!r}" if given is not None else f"computed: {training.curriculum_score}"
     )
     value = "\n".join(describe(made)) if given is not None else _counted(made, steps)
     details = {"rows": rows, "steps": steps, "computed": given is None, "step_rows": made.step_rows}
-    return [Finding("curriculum", OK, f"{how}\n{value}", details=details)]
+    return [Finding("curriculum", OK, f"{how}\n{value}", details=details), *warnings]
 
 
 def _counted(made: Plan, steps: list[int]) -> str:
@@ -60,10 +59,24 @@ def _counted(made: Plan, steps: list[int]) -> str:
     )
 
 
-def _resumed(training: MFPOConfig, made: Plan, checkpoint: str, adapter: bool) -> None:
+def _resumed(training: MFPOConfig, made: Plan, checkpoint: str, adapter: bool, known: bool) -> list[Finding]:
+    """Whether training can go on there; `known` where the difficulties are, and with them the order of the rows."""
     state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE)))
-    kept_order(state, made)
+    if known:
+        kept_order(state, made)
+    # Where stages end does not depend on what is in them.
     stage, whole = made.stage_of(state.global_step), state.global_step in made.ends
     in_memory = not adapter and not training.precompute_ref_log_probs
     if training.curriculum_reference == "stage" and in_memory and stage and not whole:
         reference_of_stage(stage, checkpoint)
+    if known:
+        return []
+    return [
+        Finding(
+            "resuming",
+            WARNING,
+            f"{Path(checkpoint).name} is gone on from only in the order of rows that it was written in",
+            "difficulties are computed when training begins, and the orders compared then; keep data, curriculum, seed, batch "
+            "size, accumulation and number of processes",
+        )
+    ]

@@ -12,7 +12,6 @@ from .dispreferred import check_rejected_images as check_rejected_images
 from .dispreferred import row_recipe as row_recipe
 from .recipes import check_recipes as check_recipes
 from .recipes import overruled as overruled
-from .recipes import some_row_swaps as some_row_swaps
 from .recipes import used_recipes as used_recipes
 from .regions import encode_rle as encode_rle
 from .regions import random_region as random_region

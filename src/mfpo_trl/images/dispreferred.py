@@ -169,7 +169,11 @@ class DispreferredImages:
         return recipe
 
     def overrules(self, row: Mapping[str, Any]) -> bool:
-        """Whether what was asked for differs from the row's own recipe; False where it has none that can be read."""
+        """Whether what was asked for differs from the row's own recipe; False where it has none that can be read.
+
+        Args:
+            row: `corruption` is read, and whether there are `key_regions`.
+        """
         try:
             own = row_recipe(row)
         except ValueError:
@@ -177,8 +181,9 @@ class DispreferredImages:
         if own is None:
             return False
         used = self.recipe(row)
-        # `auto` takes the key regions, or the whole image where there are none, as `mfpo build` does.
-        region = own.region if used.region == "auto" else used.region
+        # `auto` takes the key regions, or the whole image where there are none; `mfpo build` says which of them it is.
+        same = own.region in ("auto", "global" if not row.get("key_regions") else "key")
+        region = own.region if used.region == "auto" and same else used.region
         return (own.corruption, own.options, own.region, own.seed) != (
             used.corruption,
             used.options,

@@ -7,25 +7,31 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from ..rows import RECIPE, ROW_NUMBER, is_stored, rows_to_corrupt
+from ..rows import RECIPE, ROW_NUMBER, is_stored, rows_to_corrupt, rows_to_corrupt_whole
 from .dispreferred import AUTO, DispreferredImages, Recipe, row_recipe
 
 logger = get_logger(__name__)
 
+REGIONS = "some"
+
 
 def own_recipes(dataset: Dataset) -> list[tuple[dict[str, Any], int]]:
-    """What the column `corruption` holds in the rows whose dispreferred images have to be made, each different value once:
-    the first row that has it (its number and that column), and how many have it."""
+    """What the column `corruption` holds in the rows whose dispreferred images have to be made, each different value once
+    with and once without key regions: the first row that has it (its number, that column, `REGIONS` in place of its regions), and
+    how many have it."""
     wanted = rows_to_corrupt(dataset)
     if RECIPE not in dataset.column_names:
         return [({ROW_NUMBER: int(wanted.argmax())}, int(wanted.sum()))] if wanted.any() else []
-    found: dict[tuple[bool, str], tuple[dict[str, Any], int]] = {}
+    found: dict[tuple[bool, bool, str], tuple[dict[str, Any], int]] = {}
+    bare = rows_to_corrupt_whole(dataset)
     number = 0
     for batch in dataset.select_columns(RECIPE).with_format("arrow").iter(1000):
         for value in batch.column(0).to_pylist():
             if wanted[number]:
-                key = isinstance(value, str), value if isinstance(value, str) else json.dumps(value, default=str)
-                row, count = found.get(key, ({RECIPE: value, ROW_NUMBER: number}, 0))
+                text = value if isinstance(value, str) else json.dumps(value, default=str)
+                key = bool(bare[number]), isinstance(value, str), text
+                some = None if bare[number] else REGIONS
+                row, count = found.get(key, ({RECIPE: value, ROW_NUMBER: number, "key_regions": some}, 0))
                 found[key] = row, count + 1
             number += 1
     return list(found.values())
@@ -46,22 +52,6 @@ def used_recipes(images: DispreferredImages, dataset: Any) -> list[tuple[Recipe,
         key = json.dumps([recipe.corruption, dict(recipe.kwargs), recipe.region, recipe.seed], sort_keys=True)
         found[key] = recipe, count + found.get(key, (recipe, 0))[1]
     return list(found.values())
-
-
-def some_row_swaps(dataset: Any) -> bool:
-    """Whether a row's recipe asks for another row's image."""
-    if not is_stored(dataset) or RECIPE not in dataset.column_names:
-        return False
-    return any(_swaps(row) for row, _ in own_recipes(dataset))
-
-
-def _swaps(row: Mapping[str, Any]) -> bool:
-    try:
-        recipe = row_recipe(row)
-    except ValueError:
-        # Said where the row is read.
-        return False
-    return recipe is not None and recipe.corruption == "swap"
 
 
 def _columns(dataset: Any) -> Collection[str]:

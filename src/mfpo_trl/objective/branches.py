@@ -102,8 +102,8 @@ def check_batch(batch: Mapping[str, Tensor], weights: Mapping[str, float]) -> No
         weights: of the terms, by their names.
 
     Raises:
-        ValueError: a sample without a branch that a term with weight reads; only a sample without an image may lack the
-            corrupted one.
+        ValueError: a sample without a branch that a term with weight reads. The corrupted one may be missing where a sample has no
+            image; which samples do is not in the tables, so that it is an error where the batch has images and all samples lack it.
     """
     has_images = any(name.startswith(("pixel", "image")) for name in batch)
     for name in branches_read(weights):

@@ -23,6 +23,9 @@ logger = get_logger(__name__)
 
 CURRICULUM_FIELDS = [name for name in MFPOConfig.__dataclass_fields__ if name.startswith("curriculum_")]
 
+FOLLOWING = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that go by what is measured."""
+
 STAGE_CHECKPOINT = "_checkpoint-stage-{}"
 """The underscore keeps it out of the Trainer's rotation, which takes every `checkpoint-*`, and out of its pushes."""
 
@@ -110,6 +113,11 @@ def check_stage_arguments(args: MFPOConfig, cached: bool, adapter: PeftConfig | 
             "stages cannot be compared by it; set metric_for_best_model to a metric that reads no reference, or leave "
             "load_best_model_at_end out"
         )
+    if args.lr_scheduler_type.value in FOLLOWING:
+        raise ValueError(
+            f"lr_scheduler_type={args.lr_scheduler_type.value!r} lowers the learning rate where {metric!r} gets worse, and "
+            "curriculum_reference='stage' changes what that is measured against; take a schedule that is a function of the step"
+        )
     if args.precompute_ref_log_probs and not cached:
         raise ValueError(
             "curriculum_reference='stage' cannot change the log-probabilities that TRL computes before training for data "
@@ -160,7 +168,7 @@ def check_stage_reference(trainer: Any) -> None:
             )
     elif trainer.ref_model is not None:
         shapes = [
-            {name: value.shape for name, value in trainer.accelerator.unwrap_model(model).named_parameters()}
+            {name: value.shape for name, value in _trl.unwrapped_of(trainer, model).named_parameters()}
             for model in (trainer.model, trainer.ref_model)
         ]
         if shapes[0] != shapes[1]:
@@ -288,11 +296,23 @@ class Curriculum(TrainerCallback, ExportableState):
         if not state.global_step:
             return
         kept = kept_order(state, self.plan)
+        self._bring_stages()
         if state.global_step in self.plan.ends:
             # A kill may have come between the checkpoint and its second name.
-            self._name_checkpoint(state.global_step)
+            self._name_checkpoint(state.global_step, self.trainer.resumed_from)
         if self.renews:
             self._bring_back_reference(state.global_step, kept.get("weights"))
+
+    def _bring_stages(self) -> None:
+        """Into the folder of this run, from that of the checkpoint that it goes on from: what is saved here needs them too."""
+        args, accelerator = self.trainer.args, self.trainer.accelerator
+        there = os.path.dirname(os.path.abspath(self.trainer.resumed_from))
+        accelerator.wait_for_everyone()
+        if args.should_save and there != os.path.abspath(args.output_dir):
+            for stage in range(1, self.plan.stage_of(self.trainer.state.global_step) + 1):
+                if os.path.isdir(_named(stage, there)):
+                    _keep(_named(stage, there), _named(stage, args.output_dir))
+        accelerator.wait_for_everyone()
 
     def _bring_back_reference(self, step: int, weights: list[list[str]] | None) -> None:
         stage, trainer = self.plan.stage_of(step), self.trainer
@@ -302,7 +322,7 @@ class Curriculum(TrainerCallback, ExportableState):
         self.weights = [tuple(pair) for pair in weights] if weights else None
         if trainer.ref_model is not None:
             folder = reference_of_stage(stage, trainer.resumed_from)
-            _trl.load_full_weights(trainer.accelerator.unwrap_model(trainer.ref_model), folder)
+            _trl.load_full_weights(_trl.unwrapped_of(trainer, trainer.ref_model), folder)
         elif trainer.references is not None:
             own = None if isinstance(trainer.model, PeftModel) else self.weights
             assert own or isinstance(trainer.model, PeftModel), (
@@ -336,22 +356,26 @@ class Curriculum(TrainerCallback, ExportableState):
         if state.global_step in self.plan.ends:
             self._name_checkpoint(state.global_step)
 
-    def _name_checkpoint(self, step: int) -> None:
+    def _name_checkpoint(self, step: int, source: str | None = None) -> None:
         args, accelerator = self.trainer.args, self.trainer.accelerator
-        source = os.path.join(args.output_dir, f"checkpoint-{step}")
-        target = _named(self.plan.ends.index(step) + 1, args.output_dir)
+        source = source or os.path.join(args.output_dir, f"checkpoint-{step}")
         accelerator.wait_for_everyone()
         if args.should_save and os.path.isdir(source):
-            unfinished = f"{target}.tmp"
-            for folder in (unfinished, target):
-                shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(source, unfinished, copy_function=_link, ignore=shutil.ignore_patterns(*OF_TRAINING))
-            os.rename(unfinished, target)
+            _keep(source, _named(self.plan.ends.index(step) + 1, args.output_dir))
         accelerator.wait_for_everyone()
 
 
 def _named(stage: int, folder: str) -> str:
     return os.path.join(folder, STAGE_CHECKPOINT.format(stage))
+
+
+def _keep(source: str, target: str) -> None:
+    """The model of a checkpoint under another name, whole or not at all."""
+    unfinished = f"{target}.tmp"
+    for folder in (unfinished, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, unfinished, copy_function=_link, ignore=shutil.ignore_patterns(*OF_TRAINING))
+    os.rename(unfinished, target)
 
 
 def _link(source: str, target: str) -> None:

@@ -111,6 +111,8 @@ def processor_digest(processor: Any) -> str:
     settings["image_processor"] = image_processor.to_dict() if image_processor is not None else None
     # Pictures that Pillow has resized are others than those of torchvision, under the same settings.
     settings["classes"] = [type(processor).__name__, type(image_processor).__name__]
+    if getattr(tokenizer, "split_special_tokens", False):
+        settings["split_special_tokens"] = True
     return settings_digest([{**words, "padding": None, "truncation": None}, settings])
 
 

@@ -23,5 +23,6 @@ from .validation import has_images as has_images
 from .validation import image_tokens as image_tokens
 from .validation import is_stored as is_stored
 from .validation import rows_to_corrupt as rows_to_corrupt
+from .validation import rows_to_corrupt_whole as rows_to_corrupt_whole
 from .validation import rows_with_images as rows_with_images
 from .validation import rows_without_regions as rows_without_regions

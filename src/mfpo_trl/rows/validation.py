@@ -126,7 +126,12 @@ def rows_with_images(dataset: Dataset) -> np.ndarray:
 
 def rows_without_regions(dataset: Dataset) -> int:
     """How many rows with an image have neither `key_regions` nor dispreferred images of their own."""
-    return int(_with_image_but_without(dataset, {"key_regions", "rejected_image", "rejected_images"}).sum())
+    return int(rows_to_corrupt_whole(dataset).sum())
+
+
+def rows_to_corrupt_whole(dataset: Dataset) -> np.ndarray:
+    """Which rows have an image, and neither `key_regions` nor dispreferred images of their own, (rows,) bool."""
+    return _with_image_but_without(dataset, {"key_regions", "rejected_image", "rejected_images"})
 
 
 def rows_to_corrupt(dataset: Dataset) -> np.ndarray:
