@@ -40,6 +40,7 @@ from mfpo_trl.check.command import parse_options
 from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
 from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
+from mfpo_trl.recipes import recipe_file
 from mfpo_trl.train import command as train
 from mfpo_trl.train import launch
 
@@ -171,7 +172,7 @@ def trained(arguments: list[str], dataset=None) -> None:
 
 def _has(arguments: list[str], name: str) -> bool:
     recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else None
-    return f"--{name}" in arguments or (recipe is not None and name in yaml.safe_load(Path(recipe).read_text()))
+    return f"--{name}" in arguments or (recipe is not None and name in yaml.safe_load(recipe_file(recipe).read_text()))
 
 
 @cache
