@@ -31,7 +31,6 @@ from transformers import (
     SamConfig,
     SamModel,
 )
-from trl import ScriptArguments, TrlParser
 
 import mfpo_trl
 from mfpo_trl import MFPOConfig, cli
@@ -122,7 +121,7 @@ class Parsed(Exception):
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Every parser of this repository by what it is of."""
     found = {**cli.build_parser()._subparsers._group_actions[0].choices}
-    found["train"] = TrlParser((ScriptArguments, MFPOConfig, train.TrainModelConfig), allow_abbrev=False)
+    found["train"] = train.parser_of_fields()
     found["check"] = _parser_of(lambda: parse_options([]))
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         if "ArgumentParser" in path.read_text():

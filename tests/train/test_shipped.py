@@ -10,7 +10,7 @@ import pytest
 
 from mfpo_trl import cli
 from mfpo_trl.check import command as check
-from mfpo_trl.recipes import accelerate_file, recipe_file, shipped
+from mfpo_trl.recipes import accelerate_file, recipe_file, shipped_files
 from mfpo_trl.train import command as train
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,8 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 def test_every_file_has_a_name():
     files = [path for path in RECIPES.rglob("*") if path.is_file() and path.name != "README.md"]
-    assert sorted(shipped().values()) == sorted(files) and len(files) > 50
-    assert all(str(path).removesuffix(".yaml") == str(RECIPES / name) for name, path in shipped().items())
+    assert sorted(shipped_files().values()) == sorted(files) and len(files) > 50
+    assert all(str(path).removesuffix(".yaml") == str(RECIPES / name) for name, path in shipped_files().items())
 
 
 @pytest.mark.parametrize("before", ["", "recipes/"])
@@ -48,7 +48,7 @@ def test_recipes_and_configurations_are_found_by_name(before, behind, elsewhere)
 
 
 def test_every_name_that_is_listed_is_found(elsewhere):
-    for name, path in shipped().items():
+    for name, path in shipped_files().items():
         if name.startswith("accelerate/"):
             assert path.suffix == ".slurm" or accelerate_file(name) == path
         elif not name.startswith("deepspeed/"):
@@ -124,7 +124,7 @@ def test_a_build_has_options_of_its_own(elsewhere, capsys):
 def test_the_list_says_what_each_is(elsewhere, capsys):
     status, printed, _ = run(capsys)
     lines = dict(line.split(maxsplit=1) for line in printed.splitlines() if line.startswith("  "))
-    assert status == 0 and set(lines) == set(shipped())
+    assert status == 0 and set(lines) == set(shipped_files())
     # What to train comes before how to launch it.
     launching = [name.startswith(("accelerate/", "deepspeed/")) for name in lines]
     assert launching == sorted(launching)
@@ -135,7 +135,7 @@ def test_the_list_says_what_each_is(elsewhere, capsys):
 
 @pytest.mark.parametrize("name", ["methods/mfpo", "accelerate/multi_node.slurm", "deepspeed/zero3.json"])
 def test_one_is_shown_and_copied_as_it_is(name, elsewhere, capsys):
-    source = shipped()[name]
+    source = shipped_files()[name]
     assert run(capsys, "show", name) == (0, source.read_text(), "")
     assert run(capsys, "copy", name)[0] == run(capsys, "copy", name, "new/folder")[0] == 0
     assert run(capsys, "copy", name, f"mine{source.suffix}")[0] == 0
@@ -199,4 +199,4 @@ def test_an_installed_package_finds_its_own(installed, elsewhere):
     found, *listed = done.stdout.splitlines()
     files = installed / "mfpo_trl" / "recipes" / "files"
     assert found.split() == [str(files / "methods" / "mfpo.yaml"), str(files / "accelerate" / "zero3.yaml")]
-    assert len([line for line in listed if line.startswith("  ")]) == len(shipped())
+    assert len([line for line in listed if line.startswith("  ")]) == len(shipped_files())

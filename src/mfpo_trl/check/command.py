@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stdout = sys.stdout
     try:
         # Libraries print what they like; the table and the JSON stand alone.
-        with contextlib.redirect_stdout(sys.stderr if "--help" not in argv and "-h" not in argv else stdout):
+        with contextlib.redirect_stdout(stdout if {"-h", "--help", "--help-all"} & set(argv) else sys.stderr):
             options, fields = parse_options(argv)
             engine = engine_of(
                 options.accelerate_config, options.deepspeed or _deepspeed_of(fields), options.processes

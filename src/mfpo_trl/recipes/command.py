@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .shipped import ACCELERATE, any_file, is_training, shipped, what_it_is
+from .shipped import ACCELERATE, any_file, is_training, shipped_files, what_it_is
 
 
 def add_recipes(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_recipes(commands: Any) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    known = shipped()
+    known = shipped_files()
     width = max(map(len, known), default=0)
     lines = {
         of_training: [

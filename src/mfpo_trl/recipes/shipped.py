@@ -16,7 +16,7 @@ DEEPSPEED = "deepspeed/"
 KINDS = (".yaml", ".json", ".slurm")
 
 
-def shipped() -> dict[str, Path]:
+def shipped_files() -> dict[str, Path]:
     """Every file by its name, which is its path below the folder of recipes, without `.yaml`."""
     return files_of(INSTALLED if INSTALLED.is_dir() else CHECKOUT)
 
@@ -45,7 +45,7 @@ def recipe_file(given: str) -> Path:
     """
     if Path(given).is_file():
         return Path(given)
-    known = {name: path for name, path in shipped().items() if is_training(name)}
+    known = {name: path for name, path in shipped_files().items() if is_training(name)}
     if (name := _name(given)) in known:
         return known[name]
     raise ValueError(f"--config {given!r} is no file, and no recipe that `mfpo recipes` lists{nearest(name, known)}")
@@ -60,7 +60,7 @@ def accelerate_file(given: str) -> Path:
     """
     if Path(given).is_file():
         return Path(given)
-    found = {name: path for name, path in shipped().items() if name.startswith(ACCELERATE)}
+    found = {name: path for name, path in shipped_files().items() if name.startswith(ACCELERATE)}
     found |= files_of(Path("recipes").absolute(), ACCELERATE)
     known = {name.removeprefix(ACCELERATE): path for name, path in found.items() if path.suffix == ".yaml"}
     if (name := _name(given).removeprefix(ACCELERATE)) in known:
@@ -77,7 +77,7 @@ def any_file(given: str) -> tuple[str, Path]:
     Raises:
         ValueError: there is none; the nearest name is told.
     """
-    known = shipped()
+    known = shipped_files()
     if (name := _name(given)) in known:
         return name, known[name]
     raise ValueError(f"there is no {given!r} among what `mfpo recipes` lists{nearest(name, known)}")

@@ -73,6 +73,7 @@ class Parser(TrlParser):
         self.by_field: dict[str, Action] = {}
         self.spelt: list[str] = []
         super().__init__(kinds, **options)
+        self.add_argument("--help-all", action="help")
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         """argparse's, where the annotation of a field would have it take any text, which is read as something else later."""

@@ -71,7 +71,7 @@ def check_options(argv: Sequence[str], known: Iterable[str]) -> None:
 
 def nearest(option: str, known: Sequence[str]) -> str | None:
     """The option that a misspelt one is likely to stand for: one that is almost the same, else the first one that people use
-    and that has it as a part (`--batch_size`), else one that is similar."""
+    and that has it as a part, else one that is similar."""
     names = {own.removeprefix("--").replace("-", "_"): own for own in reversed(known)}
     given = option.removeprefix("--").replace("-", "_")
     parts = [own for own in COMMON if given in own and own in names] if given else []
