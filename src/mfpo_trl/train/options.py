@@ -66,7 +66,8 @@ def check_options(argv: Sequence[str], known: Iterable[str]) -> None:
         option = part.partition("=")[0]
         if option.startswith("--") and option not in known:
             close = nearest(option, known)
-            raise ValueError(f"unknown option {option}" + (f"; did you mean {close}?" if close else ""))
+            meant = f"; did you mean {close}?" if close else ""
+            raise ValueError(f"unknown option {option}{meant}")
 
 
 def nearest(option: str, known: Sequence[str]) -> str | None:
