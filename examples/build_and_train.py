@@ -13,7 +13,7 @@ from peft import LoraConfig
 from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
 from mfpo_trl.checkpoints import last_complete_checkpoint
 from mfpo_trl.data.build import BuildOptions, run
-from mfpo_trl.train.command import NOT_LANGUAGE
+from mfpo_trl.train import NOT_LANGUAGE
 
 MODEL = "llava-hf/llava-1.5-7b-hf"
 

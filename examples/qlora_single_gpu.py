@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
-from mfpo_trl.train.command import NOT_LANGUAGE
+from mfpo_trl.train import NOT_LANGUAGE
 
 
 def main(model="llava-hf/llava-1.5-7b-hf", dataset="trl-lib/rlaif-v", **options):

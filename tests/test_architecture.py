@@ -12,7 +12,7 @@ import mfpo_trl
 
 SOURCE = Path(__file__).parents[1] / "src" / "mfpo_trl"
 FLOORS = (
-    "objective rows weights leaving terminal",
+    "objective rows weights leaving terminal recipes",
     "images _trl checkpoints",
     "config",
     "batch requirements",

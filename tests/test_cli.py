@@ -1,7 +1,11 @@
 """The command line, as a user types it."""
 
+import json
+import math
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +82,22 @@ def test_train_as_a_process_with_lora(folder, tmp_path):
         names = set(weights.keys())
     # Two layers of seven linear maps, each with its A and B.
     assert len(names) == 28 and all("language_model.layers" in name for name in names)
+
+
+@pytest.mark.parametrize(("rate", "moves"), [([], True), (["--learning_rate", "1e-6"], False)])
+def test_the_first_command_of_the_readme_moves_the_loss_in_18_steps(folder, tmp_path, rate, moves):
+    """As it stands there, in float32, where the loss of a model this small can be told from 3 log 2, with which it begins."""
+    (line,) = re.findall(
+        r"^mfpo (train --config recipes/methods/.*?(?:\\\n.*?)*)$", (ROOT / "README.md").read_text(), re.M
+    )
+    swapped = {"llava-hf/llava-1.5-7b-hf": folder / "model", "DATA": folder / "train.parquet", "llava-mfpo": tmp_path}
+    argv = [str(swapped.get(word, word)) for word in shlex.split(line.replace("\\\n", " "))[1:]]
+    argv += ["--dtype", "float32", *CPU, "--curriculum", "none", "--max_steps", "18", "--logging_steps", "1", *rate]
+    assert train.main([*argv, "--save_steps", "18"]) == 0
+    history = json.loads((tmp_path / "checkpoint-18" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 18 and losses[0] == pytest.approx(3 * math.log(2), abs=1e-5)
+    assert (max(losses[-6:]) < losses[0] - 1e-3) == moves and (moves or min(losses) > losses[0] - 1e-3)
 
 
 @pytest.mark.parametrize(

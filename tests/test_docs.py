@@ -31,7 +31,6 @@ from transformers import (
     SamConfig,
     SamModel,
 )
-from trl import ScriptArguments, TrlParser
 
 import mfpo_trl
 from mfpo_trl import MFPOConfig, cli
@@ -40,6 +39,7 @@ from mfpo_trl.check.command import parse_options
 from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
 from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
+from mfpo_trl.recipes import recipe_file
 from mfpo_trl.train import command as train
 from mfpo_trl.train import launch
 
@@ -121,7 +121,7 @@ class Parsed(Exception):
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Every parser of this repository by what it is of."""
     found = {**cli.build_parser()._subparsers._group_actions[0].choices}
-    found["train"] = TrlParser((ScriptArguments, MFPOConfig, train.TrainModelConfig), allow_abbrev=False)
+    found["train"] = train.parser_of_fields()
     found["check"] = _parser_of(lambda: parse_options([]))
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         if "ArgumentParser" in path.read_text():
@@ -171,7 +171,7 @@ def trained(arguments: list[str], dataset=None) -> None:
 
 def _has(arguments: list[str], name: str) -> bool:
     recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else None
-    return f"--{name}" in arguments or (recipe is not None and name in yaml.safe_load(Path(recipe).read_text()))
+    return f"--{name}" in arguments or (recipe is not None and name in yaml.safe_load(recipe_file(recipe).read_text()))
 
 
 @cache

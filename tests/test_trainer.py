@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset, DatasetDict, Image, IterableDataset, List
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
@@ -35,6 +35,7 @@ CPU = {
     "beta": 0.5,
 }
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q|v)_proj", init_lora_weights=False)
+PROMPT = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
 MOVING = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
 MOVING |= {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")}
 
@@ -609,6 +610,38 @@ def test_precomputed_reference_of_text_equals_the_live_one(tmp_path):
     assert_same_history(history(live), history(cached))
     with pytest.raises(ValueError, match="ld_alpha"):
         build(MFPOTrainer, {"precompute_ref_log_probs": True, "ld_alpha": 0.5}, tmp_path, data=text_data())
+
+
+@pytest.mark.parametrize(
+    ("rate", "given", "said"),
+    [
+        (None, {"peft_config": LORA}, "learning_rate=1e-06, TRL's default for whole models, hardly moves an adapter"),
+        (1e-6, {"peft_config": LORA}, "learning_rate=1e-06, TRL's default"),
+        (5e-7, {"peft_config": LORA}, "learning_rate=5e-07 hardly moves an adapter"),
+        (None, {"peft_config": PROMPT}, "hardly moves an adapter"),
+        (None, {"model": LORA}, "hardly moves an adapter"),
+        (2e-6, {"peft_config": LORA}, None),
+        # A whole model, for which it is the right one, and an optimizer that has a rate of its own.
+        (None, {}, None),
+        (None, {"peft_config": LORA, "optimizers": True}, None),
+    ],
+)
+@pytest.mark.parametrize("config", [DPOConfig, MFPOConfig])
+def test_a_rate_that_hardly_moves_an_adapter_is_told(config, rate, given, said, tmp_path, caplog):
+    assert DPOConfig.__dataclass_fields__["learning_rate"].default == 1e-6
+    own = {name: value for name, value in CPU.items() if name != "learning_rate"}
+    model, reference = tiny.model(), None if given else tiny.model()
+    if "model" in given:
+        model, given = get_peft_model(model, given["model"]), {}
+    if "optimizers" in given:
+        given = {**given, "optimizers": (torch.optim.SGD(model.parameters(), 0.1), None)}
+    args = config(output_dir=str(tmp_path), **own, **({} if rate is None else {"learning_rate": rate}))
+    with caplog.at_level("WARNING"):
+        MFPOTrainer(model, reference, args, train_dataset=tiny.dataset(4), processing_class=tiny.processor(), **given)
+    told = [record.getMessage() for record in caplog.records if "moves an adapter" in record.getMessage()]
+    assert len(told) == (said is not None) and all(
+        said in line and line.endswith("LoRA usually takes 1e-5 to 1e-4.") for line in told
+    )
 
 
 def test_custom_collator_in_trl_layout(tmp_path, caplog):

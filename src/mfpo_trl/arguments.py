@@ -18,6 +18,9 @@ from .reference import check_cacheable
 from .rows import check_dataset, has_image_column, image_tokens
 from .weights import refuse_pickles, safetensors_only
 
+SLOW = 1e-6
+"""TRL's default learning rate, which is meant for whole models."""
+
 
 def as_mfpo_config(args: DPOConfig | None, model: Any) -> MFPOConfig:
     """The configuration of a trainer; a plain `DPOConfig` means the defaults of what is added to it.
@@ -147,6 +150,14 @@ def check_arguments(
             "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
             "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
         )
+
+
+def slow_adapter(args: DPOConfig) -> str | None:
+    """What is said where an adapter would be trained at a learning rate that hardly moves it; None at any other rate."""
+    if args.learning_rate > SLOW:
+        return None
+    default = ", TRL's default for whole models," if args.learning_rate == SLOW else ""
+    return f"learning_rate={args.learning_rate:g}{default} hardly moves an adapter: LoRA usually takes 1e-5 to 1e-4"
 
 
 def check_rows(datasets: Mapping[str, Any], processor: Any, args: MFPOConfig | None) -> None:

@@ -10,7 +10,16 @@ from . import __version__
 from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
+from .recipes import add_recipes
 from .terminal import quiet
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, and that of every command below it, whose mistakes are one sentence without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls on a mistake, to end the program."""
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists what there is\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +51,7 @@ def _main(argv: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command but the fields of `train` and `check`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mfpo",
         description="Modality-Fair Preference Optimization: make a vision-language model answer because of the image.",
     )
@@ -66,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_build(commands)
     add_preview(commands)
     add_push(commands)
+    add_recipes(commands)
 
     commands.add_parser(
         "check",

@@ -22,6 +22,7 @@ from .arguments import (
     loading_a_reference,
     loading_safetensors,
     named_evaluations,
+    slow_adapter,
 )
 from .batch import (
     FLAT,
@@ -150,6 +151,7 @@ class MFPOTrainer(DPOTrainer):
         self._set_layout(data_collator)
         self._leave_image_term()
         self._check_scored()
+        self._check_rate()
         self._set_reference()
         self._set_curriculum()
 
@@ -161,6 +163,10 @@ class MFPOTrainer(DPOTrainer):
         self._clipped = [0.0, 0.0]
         if args.text_loss_weight:
             _trl.try_loss(self)
+
+    def _check_rate(self) -> None:
+        if self._has_adapter and self.optimizer is None and (slow := slow_adapter(self.args)):
+            logger.warning(f"{slow}.")
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args

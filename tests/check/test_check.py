@@ -23,7 +23,7 @@ from mfpo_trl.check import command, step
 from mfpo_trl.check import rows as check_rows
 from mfpo_trl.check import table as check_table
 from mfpo_trl.check.formulas import GIB, Engine, deepspeed_estimate
-from mfpo_trl.train import command as train
+from mfpo_trl.train import parts
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "llava-1.5"
@@ -392,6 +392,27 @@ def test_the_end_of_answers(checked, folder):
 # Faults of the model and the adapter
 
 
+@pytest.mark.parametrize(
+    ("recipe", "rate", "status"),
+    [
+        (LORA, "1e-6", "warning"),
+        (LORA, "5e-7", "warning"),
+        (QLORA, "1e-6", "warning"),
+        (LORA, "1.1e-6", None),
+        (LORA, None, None),
+        (FULL, None, None),
+        (FULL, "1e-6", None),
+    ],
+)
+def test_a_rate_that_hardly_moves_an_adapter(checked, recipe, rate, status):
+    tiny.allow_four_bits()
+    code, found = checked("good.parquet", *([] if rate is None else ["--learning_rate", rate]), recipe=recipe)
+    assert code == 0 and found.get("learning rate", {"status": None})["status"] == status
+    if status:
+        assert f"learning_rate={float(rate):g}" in found["learning rate"]["value"]
+        assert found["learning rate"]["value"].endswith("hardly moves an adapter: LoRA usually takes 1e-5 to 1e-4")
+
+
 def test_targets_that_reach_the_vision_tower(checked):
     status, found = checked("good.parquet", "--lora_target_modules", "q_proj", "v_proj")
     assert status == 0 and statuses(found) == {"LoRA targets": "warning"}
@@ -486,7 +507,7 @@ def test_deepspeed_is_asked_too(checked):
     total = sum(parameter.numel() for parameter in tiny.model().parameters())
     geometry = test_memory.replace(test_memory.SMALL, total=total)
     assert status == 0 and (details["device_bytes"], details["host_bytes"]) == deepspeed_estimate(geometry, engine)
-    frozen = sum(p.numel() for n, p in tiny.model().named_parameters() if train.part_of(n) == "vision tower")
+    frozen = sum(p.numel() for n, p in tiny.model().named_parameters() if parts.part_of(n) == "vision tower")
     assert details["our_device_bytes"] == 2 * total + 14 * (total - frozen) / 4
 
 

@@ -44,6 +44,7 @@ from mfpo_trl.check.formulas import (
     per_device,
 )
 from mfpo_trl.train import command as train
+from mfpo_trl.train import parts
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if re.match(r"(.*-)?\d+b-", path.name))
@@ -237,7 +238,7 @@ def test_deepspeeds_own_estimators(devices, machines):
 def test_trained_parameters_are_those_of_the_real_model(fields):
     fields = ["--use_peft", *fields]
     _, _, model = train.parse(["--model_name_or_path", "x", "--dataset_name", "y", "--use_cpu", *fields])
-    real = get_peft_model(tiny.model(), train.peft_config(model))
+    real = get_peft_model(tiny.model(), parts.peft_config(model))
     found = counted(tiny.model().config, *fields)
     assert found.trained == real.get_nb_trainable_parameters()[0] > 0
     assert found.total == sum(parameter.numel() for parameter in tiny.model().parameters())
@@ -246,7 +247,7 @@ def test_trained_parameters_are_those_of_the_real_model(fields):
 def test_full_fine_tuning_trains_what_is_not_frozen():
     PartialState()  # whose log says what is frozen
     real = tiny.model()
-    train.freeze(real, ["vision tower"])
+    parts.freeze(real, ["vision tower"])
     expected = sum(parameter.numel() for parameter in real.parameters() if parameter.requires_grad)
     assert counted(tiny.model().config).trained == expected
 

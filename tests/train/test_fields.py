@@ -9,10 +9,11 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from trl import TrlParser
+from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from mfpo_trl.check import command
 from mfpo_trl.train import command as train
+from mfpo_trl.train import options
 
 NEEDED = {"model_name_or_path": "x", "dataset_name": "y"}
 CPU = ["--use_cpu", "--bf16", "false"]
@@ -48,6 +49,9 @@ BY_HAND = {
 
 TEXTS = {bool: ["maybe"], int: ["many", "64.5"], float: ["much"], dict: ["word", "[1]"], enum.Enum: ["word"]}
 """Texts of a command line, by the kind of a field that takes none of them."""
+
+
+THEIRS = {own.name for kind in (ScriptArguments, DPOConfig, ModelConfig) for own in dataclasses.fields(kind)}
 
 
 def kind_of(hint) -> type:
@@ -156,6 +160,118 @@ def test_numbers_of_the_command_line(capsys):
     assert "is 'x'; expected a whole number or auto" in refused(
         capsys, [*needed, "--pad_to_multiple_of", "x"], "pad_to_multiple_of"
     )
+
+
+# Options and choices
+
+
+@pytest.mark.parametrize(
+    ("option", "nearest"),
+    [
+        ("--lerning_rate", "--learning_rate"),
+        ("--learning-rat=1", "--learning_rate"),
+        ("--curiculum", "--curriculum"),
+        ("--anchor_loss_wieght", "--anchor_loss_weight"),
+        ("--freeze_tower", "--freeze_vision_tower"),
+        ("--no_add_eso", "--no_add_eos"),
+        # Cut short, as other commands call it, or as people do.
+        ("--model", "--model_name_or_path"),
+        ("--dataset", "--dataset_name"),
+        ("--batch_size", "--per_device_train_batch_size"),
+        ("--epochs", "--num_train_epochs"),
+        ("--4bit", "--load_in_4bit"),
+        # What is no field.
+        ("--accelerate-confg", "--accelerate-config"),
+        ("--num_procesess", "--num-processes"),
+        ("--confg", "--config"),
+        ("--xyzzy", None),
+    ],
+)
+def test_a_misspelt_option_gets_the_nearest(option, nearest, capsys):
+    """By both commands, whatever else is missing, and without its value."""
+    sentence = refused(capsys, [*CPU, option, "secret"], option.split("=")[0])
+    assert sentence == f"unknown option {option.split('=')[0]}" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def test_every_field_is_told_when_it_is_misspelt():
+    """A letter too many at its end: no other option is nearer."""
+    spelt = train.parser_of_fields().spelt
+    for name in FIELDS:
+        assert options.nearest(f"--{name}x", spelt) == f"--{name}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--row", "5"], "unknown option --row; did you mean --rows?"),
+        (["--try_forward", "no"], "unknown option --try_forward; did you mean --try-forward?"),
+        (["--try-forward", "maybe"], "argument --try-forward: invalid choice: 'maybe' (choose from"),
+        (["--rows", "x"], "argument --rows: invalid int value: 'x'"),
+    ],
+)
+def test_the_options_of_the_check_alone(argv, message, capsys):
+    assert command.main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"mfpo check: error: {message}") and printed.err.count("\n") == 1
+
+
+def test_a_word_that_belongs_to_nothing(capsys):
+    needed = [part for field, value in NEEDED.items() for part in (f"--{field}", value)]
+    assert refused(capsys, [*needed, *CPU, "recipe.yaml"], "") == "'recipe.yaml' belongs to no option"
+
+
+CHOSEN = {
+    name: found
+    for name, found in train.parser_of_fields().by_field.items()
+    if str(found.metavar).startswith("{") and name not in BY_HAND
+}
+"""The fields with choices."""
+
+
+def test_fields_with_choices_are_found():
+    enums = {name for name, (_, kind) in FIELDS.items() if kind is enum.Enum} - set(BY_HAND)
+    ours = {name for name, (own, _) in FIELDS.items() if own.metadata.get("choices")}
+    assert CHOSEN.keys() >= enums | ours and len(ours) > 6
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_choice_that_is_none_is_one_sentence(name, tmp_path, capsys):
+    """On the command line and in a recipe, with all choices and the nearest one."""
+    choices = CHOSEN[name].metavar[1:-1].split(",")
+    longest = max(choices, key=len)
+    needed = [part for field, value in NEEDED.items() for part in (f"--{field}", value)]
+    said = f"is '{longest}e'; expected one of {', '.join(choices)}; did you mean '{longest}'?"
+    for argv in ([*needed, *CPU, f"--{name}", f"{longest}e"], recipe(tmp_path, **{name: f"{longest}e"})):
+        assert refused(capsys, argv, name).endswith(said)
+
+
+# Help
+
+
+def shown(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as ended:
+        train.main(list(argv))
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--config", "methods/mfpo", "--help", "--lerning_rate"]])
+def test_help_opens_with_the_fields_that_people_use(argv, capsys):
+    page = shown(capsys, *argv)
+    named = [line.split()[0].removeprefix("--") for line in page.splitlines() if line.startswith("  --")]
+    ours = [own.name for kind in train.KINDS for own in dataclasses.fields(kind) if own.name not in THEIRS]
+    beside = ["config", "accelerate-config", "num-processes", "help-all"]
+    assert named == [*beside, *ours, *options.COMMON] and set(options.COMMON) <= set(FIELDS)
+    assert len(page.splitlines()) < 250 and "mfpo train --help-all" in page
+    # Those of a recipe are what would be trained with.
+    rate = page.split("--learning_rate X")[1].split("default: ")[1]
+    assert rate.startswith("1e-05)" if "--config" in argv else "1e-06)")
+
+
+def test_help_of_everything(capsys):
+    page = shown(capsys, "--help-all")
+    named = [line.split()[0].removeprefix("--") for line in page.splitlines() if line.startswith("  --")]
+    assert sorted(named[3:]) == sorted(FIELDS) and "%(" not in page and "%%" not in page
 
 
 # What is right stays

@@ -8,12 +8,12 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from ..hub import without_tokens
-from ..train import check_processes, config_file, split
+from ..train import check_options, check_processes, config_file, parser_of_fields, split
 from .formulas import Engine
 from .table import PROBLEM, Finding, as_json, table, worst
 
@@ -24,13 +24,25 @@ EPILOG = """Every field of mfpo train is taken too, from --config RECIPE and fro
 --config RECIPE, --model_name_or_path, --dataset_name, ... (mfpo train --help lists them)."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose mistakes are the command's own."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls on a mistake, to end the program.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the training of these arguments; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     stdout = sys.stdout
     try:
         # Libraries print what they like; the table and the JSON stand alone.
-        with contextlib.redirect_stdout(sys.stderr if "--help" not in argv and "-h" not in argv else stdout):
+        with contextlib.redirect_stdout(stdout if {"-h", "--help", "--help-all"} & set(argv) else sys.stderr):
             options, fields = parse_options(argv)
             engine = engine_of(
                 options.accelerate_config, options.deepspeed or _deepspeed_of(fields), options.processes
@@ -48,9 +60,9 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and the fields of `mfpo train`.
 
     Raises:
-        ValueError: an option without a value, or with one that it cannot have.
+        ValueError: an option that is none, that has no value, or one that it cannot have.
     """
-    parser = argparse.ArgumentParser(prog="mfpo check", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    parser = Parser(prog="mfpo check", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument(
         "--rows", type=int, default=256, help="rows to look at, spread over the data set (default: 256)"
     )
@@ -71,6 +83,8 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--num-processes", type=int, metavar="N", help="devices, where not those of the configuration")
     launcher, rest = split(argv)
     options, fields = parser.parse_known_args(rest)
+    own = [f"--{name.replace('_', '-')}" for name in vars(options)]
+    check_options(fields, [*own, "--help", *parser_of_fields().spelt])
     if options.rows < 1:
         raise ValueError(f"--rows is {options.rows}; expected a number from 1 up")
     if options.gpu_memory is not None and options.gpu_memory <= 0:

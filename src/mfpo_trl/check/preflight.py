@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import is_deepspeed_available
 from datasets import Dataset
 
+from ..arguments import slow_adapter
 from ..batch import FLAT, Layout
 from ..checkpoints import resume_point
 from ..config import check_deepspeed
@@ -135,7 +136,11 @@ class Preflight:
     def _adapt(self) -> list[Finding]:
         self.model = model.adapted(self.model.model, self.settings)
         self.adapted = True
-        return [*filter(None, [model.targets(self.model)]), model.trainable(self.model)]
+        found = [*filter(None, [model.targets(self.model)]), model.trainable(self.model)]
+        if self.model.adapter and (slow := slow_adapter(self.training)):
+            details = {"learning_rate": self.training.learning_rate}
+            found.append(Finding("learning rate", WARNING, slow, "set learning_rate", details))
+        return found
 
     def _lay_out(self) -> list[Finding]:
         self.layout, finding = model.laid_out(self.model, self.training)

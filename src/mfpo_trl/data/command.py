@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..recipes import shipped_files
+
 CORRUPTIONS = ("diffusion", "crop", "mean", "black", "blur")
 KEYWORD_OPTIONS = ("top_k", "phi", "gamma", "lambda_", "damping", "variant")
 
@@ -166,6 +168,8 @@ def with_recipe(argv: Sequence[str]) -> list[str]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
+        if not path.exists() and str(path) in shipped_files():
+            raise ValueError(f"{path} is a recipe of mfpo train; mfpo build reads a file of its own options") from None
         raise ValueError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(recipe, Mapping):
         raise ValueError(f"the recipe {path} holds a {type(recipe).__name__}; expected keys and values")

@@ -1,62 +1,31 @@
 """`mfpo train`: a recipe, a model and a data set -> a trained model."""
 
 import os
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
-from accelerate.logging import get_logger
-from torch import nn
 from transformers import TrainerCallback
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from trl import ScriptArguments, get_quantization_config
 
 from ..checkpoints import ResumeError, resume_point
 from ..config import MFPOConfig
 from ..hub import PushError, check_strategy, open_repository, push_trained, without_tokens
 from ..leaving import tear_down
-from ..requirements import check_quantised
+from ..recipes import recipe_file
 from ..rows import RowError
 from ..terminal import told
 from ..trainer import MFPOTrainer
 from .fields import Parser, read_recipe
 from .launch import command, given_fields, launch
+from .options import check_options
+from .parts import TrainModelConfig, freeze_parts, peft_config
 from .splits import load, split_of
 
-logger = get_logger(__name__)
-
-PROJECTOR = r"projector|connector|merger|aligner|image_newline"
-VISION_TOWER = r"vision|visual|image"
-NOT_LANGUAGE = rf".*({VISION_TOWER}|{PROJECTOR}).*"
-"""Modules that LoRA leaves alone unless its targets are named: the vision tower and the projector, which `all-linear` would
-wrap as well and LLaVA's own recipes leave out."""
-
 PROBE = 2**20
-
-EPILOG = """--config RECIPE reads fields from a YAML file. --accelerate-config NAME_OR_PATH [--num-processes N] starts the training
-with accelerate launch and that configuration, looked up in recipes/accelerate. A token is best given as HF_TOKEN."""
-
-
-@dataclass
-class TrainModelConfig(ModelConfig):
-    """TRL's fields of the model, and what full fine-tuning leaves as it is; LoRA trains what it targets.
-
-    Args:
-        freeze_vision_tower, freeze_projector: keep these weights in full fine-tuning. Merger, connector and aligner are other
-            families' words for the projector.
-    """
-
-    freeze_vision_tower: bool = field(
-        default=True, metadata={"help": "Keep the vision tower as it is in full fine-tuning."}
-    )
-    freeze_projector: bool = field(
-        default=False, metadata={"help": "Keep the projector as it is in full fine-tuning."}
-    )
 
 
 class Begun(TrainerCallback):
@@ -129,18 +98,32 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelC
     """The fields of TRL's scripts and of `MFPOConfig`, from `--config recipe.yaml` and from the command line, which wins.
 
     Raises:
-        ValueError: a recipe that is no mapping or has an unknown key (the nearest name is told), no model or data set, or
-            a value that its field cannot have.
+        ValueError: a recipe that is no mapping, an unknown key or option (the nearest name is told), no model or data set,
+            or a value that its field cannot have.
         OSError: the recipe cannot be read.
     """
     argv, recipe = with_recipe(argv)
     given = {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
-    if "help" not in given and "-h" not in argv:
+    everything = "help_all" in given
+    parser = parser_of_fields(everything)
+    if everything or "help" in given or "-h" in argv:
+        argv = ["--help"]
+    else:
+        check_options(argv, parser.spelt)
         for name in ("model_name_or_path", "dataset_name"):
             if name not in given | recipe.keys():
                 raise ValueError(f"--{name} is needed")
+    return parser.parse(argv, recipe)
+
+
+def parser_of_fields(everything: bool = False) -> Parser:
+    """The parser of the command line.
+
+    Args:
+        everything: `--help` shows every field.
+    """
     # A field that is cut short would be taken for another one without a word.
-    return Parser(KINDS, prog="mfpo train", epilog=EPILOG, allow_abbrev=False).parse(argv, recipe)
+    return Parser(KINDS, everything, prog="mfpo train", allow_abbrev=False)
 
 
 def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -155,8 +138,11 @@ def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         return argv, {}
     place = argv.index("--config")
     if place + 1 == len(argv):
-        raise ValueError("--config needs the path of a recipe")
-    return argv[:place] + argv[place + 2 :], read_recipe(Path(argv[place + 1]), KINDS)
+        raise ValueError("--config needs the path or the name of a recipe")
+    rest = argv[:place] + argv[place + 2 :]
+    if "--config" in rest:
+        raise ValueError("--config is given twice; a training has one recipe")
+    return rest, read_recipe(recipe_file(argv[place + 1]), KINDS)
 
 
 def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
@@ -252,45 +238,6 @@ def check_output(folder: str) -> None:
         ) from error
 
 
-def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:
-    """Switch off the gradients of what full fine-tuning leaves as it is; nothing beside an adapter.
-
-    Raises:
-        ValueError: the model has no such part.
-    """
-    if not settings.use_peft:
-        # The optimizer is made, and the model sharded, when training begins.
-        parts = ("vision tower", "projector")
-        freeze(model, [part for part in parts if getattr(settings, f"freeze_{part.replace(' ', '_')}")])
-
-
-def part_of(name: str) -> str:
-    """The part of a vision-language model that a parameter belongs to by its name: vision tower, projector or language model."""
-    if re.search(PROJECTOR, name):
-        return "projector"
-    return "vision tower" if re.search(VISION_TOWER, name) else "language model"
-
-
-def freeze(model: nn.Module, parts: Sequence[str]) -> None:
-    """Switch off the gradients of these parts.
-
-    Raises:
-        ValueError: the model has no parameter of a part, by its names.
-    """
-    found = Counter()
-    for name, parameter in model.named_parameters():
-        if (part := part_of(name)) in parts:
-            parameter.requires_grad_(False)
-            found[part] += 1
-    for part in parts:
-        if not found[part]:
-            raise ValueError(
-                f"{type(model).__name__} has no parameters that are named like a {part}; "
-                f"set freeze_{part.replace(' ', '_')} to false"
-            )
-    logger.info(f"Frozen: {', '.join(parts) or 'nothing'}")
-
-
 def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     """Train, save and, where asked, push."""
     training = trainer.args
@@ -305,26 +252,3 @@ def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
     tear_down(trainer)
     if training.push_to_hub:
         trainer.accelerator.print(f"The model is at {push_trained(trainer)}")
-
-
-def peft_config(model: TrainModelConfig) -> Any:
-    """TRL's adapter configuration, on the language part's linear layers where no target is named.
-
-    Raises:
-        ValueError: an adapter, and a vision tower that is to be trained in full; quantised weights without one.
-        ImportError: bitsandbytes, which quantised weights need, is not installed.
-    """
-    check_quantised(model)
-    config = get_peft_config(model)
-    if config is not None and not model.freeze_vision_tower:
-        raise ValueError(
-            "freeze_vision_tower=False is of full fine-tuning; with use_peft, name the tower's modules in "
-            "lora_target_modules or lora_modules_to_save"
-        )
-    if config is not None and model.lora_target_modules is None:
-        config.target_modules, config.exclude_modules = "all-linear", NOT_LANGUAGE
-        logger.info("LoRA on the linear layers of the language model; set --lora_target_modules to change it")
-    elif config is not None and str(config.target_modules).isidentifier():
-        # TRL makes a text of a list of one, and PEFT takes a text for the pattern of a whole path.
-        config.target_modules = [config.target_modules]
-    return config

@@ -5,7 +5,7 @@ import enum
 import json
 import os
 import types
-from argparse import ArgumentTypeError
+from argparse import Action, ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 import yaml
 from transformers.hf_argparser import string_to_bool
 from trl import TrlParser
+
+from .options import own_fields, page
 
 ALSO = {"resume_from_checkpoint": (bool,)}
 """What a field takes beside what its annotation says."""
@@ -58,18 +60,40 @@ def _known(kinds: tuple[type, ...]) -> dict[str, _Field]:
 
 
 class Parser(TrlParser):
-    """TRL's parser of these dataclasses, whose errors are one sentence that names the field, without a usage of 200 options."""
+    """TRL's parser of these dataclasses, whose errors are one sentence that names the field, without a usage of 200 options.
 
-    def __init__(self, kinds: tuple[type, ...], **options: Any):
-        self.known = _known(kinds)
+    Args:
+        kinds: the dataclasses.
+        everything: `--help` shows every field.
+        options: of argparse.
+    """
+
+    def __init__(self, kinds: tuple[type, ...], everything: bool = False, **options: Any):
+        self.known, self.everything = _known(kinds), everything
+        self.by_field: dict[str, Action] = {}
+        self.spelt: list[str] = []
         super().__init__(kinds, **options)
+        self.add_argument("--help-all", action="help")
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         """argparse's, where the annotation of a field would have it take any text, which is read as something else later."""
         field = self.known.get(names[0].removeprefix("--"))
+        if field is not None:
+            options["metavar"] = _placeholder(field, options.get("choices"))
         if field is not None and (field.name in TEXTS or field.is_mapping):
             options["type"] = partial(_argument, field.name, options["type"] is str)
-        return super().add_argument(*names, **options)
+        elif field is not None and "choices" in options:
+            # argparse's own sentence has no nearest choice.
+            options["type"] = partial(_chosen, options["type"], tuple(options.pop("choices")))
+        action = super().add_argument(*names, **options)
+        self.spelt += names
+        if field is not None:
+            self.by_field[field.name] = action
+        return action
+
+    def format_help(self) -> str:
+        """What `--help` prints."""
+        return page(self.by_field, own_fields(self.dataclass_types), self.everything)
 
     def parse(self, argv: Sequence[str], recipe: Mapping[str, Any]) -> tuple[Any, ...]:
         """The dataclasses, from what `read_recipe` has found and from the command line, which wins.
@@ -81,11 +105,14 @@ class Parser(TrlParser):
         os.environ.update({name: str(value) for name, value in (recipe.pop("env", None) or {}).items()})
         self.set_defaults_with_config(**recipe)
         try:
-            return self.parse_args_into_dataclasses(args=list(argv))
+            *found, rest = self.parse_args_into_dataclasses(args=list(argv), return_remaining_strings=True)
         except TypeError as error:
             # A mapping whose keys are not those of the class that is made of it.
             name = "accelerator_config" if "AcceleratorConfig" in str(error) else "a field"
             raise ValueError(f"{name} cannot be used: {error}") from error
+        if rest:
+            raise ValueError(f"{rest[0]!r} belongs to no option")
+        return tuple(found)
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls on a mistake, to end the program.
@@ -134,7 +161,9 @@ def _value(field: _Field, value: Any) -> Any:
         fits, found = _fit(member, value)
         if fits and (field.choices is None or found in field.choices):
             return found
+    choices = field.choices or [own.value for member in field.members if _is_enum(member) for own in member]
     expected = f"one of {', '.join(field.choices)}" if field.choices else " or ".join(map(_words, field.members))
+    expected += _nearest(value, choices)
     shown = "is of another kind" if field.name.endswith("_token") else f"is {_shown(value)}"
     raise ValueError(f"{shown}; expected {expected}{_advice(value, field.members)}")
 
@@ -188,6 +217,16 @@ def _text(name: str, text: str) -> str:
     raise ValueError(f"is {text!r}; expected a mapping, which is a JSON object in a text{or_path}")
 
 
+def _chosen(convert: Callable[[str], Any], choices: Sequence[Any], text: str) -> Any:
+    """A choice of the command line."""
+    found = convert(text)
+    if found not in choices:
+        raise ArgumentTypeError(
+            f"is {text!r}; expected one of {', '.join(map(str, choices))}{_nearest(text, choices)}"
+        )
+    return found
+
+
 def _argument(name: str, stays: bool, text: str) -> Any:
     """A value of the command line; `stays` where the dataclass reads the text."""
     try:
@@ -206,6 +245,22 @@ def _words(member: Any) -> str:
     if origin is Literal:
         return " or ".join(map(_shown, get_args(member)))
     return f"one of {', '.join(own.value for own in origin)}" if _is_enum(origin) else WORDS.get(origin, "a mapping")
+
+
+def _nearest(value: Any, choices: Sequence[Any]) -> str:
+    """`; did you mean ...?` with the choice that a text is nearest to, if it is near to one."""
+    close = difflib.get_close_matches(value, map(str, choices), 1) if isinstance(value, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _placeholder(field: _Field, choices: Sequence[Any] | None) -> str:
+    """What stands for a value of the field in a help page."""
+    if choices:
+        return f"{{{','.join(map(str, choices))}}}"
+    if field.is_mapping:
+        return "JSON"
+    kinds = {bool: "true|false", int: "N", float: "X", str: "TEXT", list: "A"}
+    return next((kinds[own] for own in map(_origin, field.members) if own in kinds), "TEXT")
 
 
 def _shown(value: Any) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
+from ..recipes import accelerate_file
+
 OPTIONS = {"--accelerate-config": "config", "--num-processes": "processes"}
-FOLDER = Path("recipes") / "accelerate"
-CHECKOUT = Path(__file__).parents[3]
 FIELDS = "MFPO_TRAIN_FIELDS"
 """The environment variable that the fields of a launched training travel in."""
 
@@ -28,7 +28,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def command(argv: Sequence[str]) -> tuple[list[str], list[str]] | None:
     """The arguments of `accelerate launch` that `argv` asks for, and the training's fields; None where it asks for none.
 
-    `--accelerate-config` takes a path, or a name in `recipes/accelerate`; `--num-processes` beside it wins over the
+    `--accelerate-config` takes a path, or a name that `mfpo recipes` lists; `--num-processes` beside it wins over the
     number in that file. Both are written with hyphens or underscores; every other argument is a field.
 
     Raises:
@@ -68,25 +68,14 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def config_file(name: str) -> Path:
-    """The configuration of accelerate with this path or name; names are looked up in `recipes/accelerate` of the working
-    directory, then of the checkout that the package is installed from.
+    """The configuration of accelerate with this path or name.
 
     Raises:
         ValueError: there is none, or it cannot be used.
     """
-    folders = [root / FOLDER for root in (Path.cwd(), CHECKOUT)]
-    for path in (Path(name), *(folder / f"{name}.yaml" for folder in folders)):
-        if path.is_file():
-            check_reach(path)
-            return path
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    hint = (
-        f"expected a path, or one of {', '.join(known)}"
-        if known
-        else f"there is no folder {FOLDER} here, which comes with the repository and not with the installed package; "
-        "give the path of a file"
-    )
-    raise ValueError(f"--accelerate-config {name!r} is not known: {hint}")
+    path = accelerate_file(name)
+    check_reach(path)
+    return path
 
 
 def check_processes(path: Path, processes: str | int) -> None:
