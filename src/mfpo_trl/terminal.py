@@ -19,8 +19,8 @@ UNSAID = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While a command runs, leave out `UNSAID` and what libraries tell the authors of other libraries (`FutureWarning`); `python -W`
-    brings the latter back."""
+    """While a command runs, leave out `UNSAID` and what libraries tell the authors of other libraries (`FutureWarning`); the option `-W` of
+    Python brings the latter back."""
     filters = [(logging.getLogger(name), _Unsaid(words)) for name, words in UNSAID.items()]
     for logger, own in filters:
         logger.addFilter(own)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..hub import without_tokens
-from ..train import check_options, check_processes, config_file, parser_of_fields, split
+from ..train import check_options, check_processes, config_file, split
 from .formulas import Engine
 from .table import PROBLEM, Finding, as_json, table, worst
 
@@ -83,6 +83,9 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--num-processes", type=int, metavar="N", help="devices, where not those of the configuration")
     launcher, rest = split(argv)
     options, fields = parser.parse_known_args(rest)
+    # Whose fields are those of TRL, which takes seconds to import.
+    from ..train import parser_of_fields
+
     own = [f"--{name.replace('_', '-')}" for name in vars(options)]
     check_options(fields, [*own, "--help", *parser_of_fields().spelt])
     if options.rows < 1:
