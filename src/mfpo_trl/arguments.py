@@ -15,7 +15,7 @@ from .hub import check_strategy
 from .images import check_recipes
 from .order import check_curriculum, check_difficulties, check_grouping, check_stage_arguments
 from .reference import check_cacheable
-from .rows import check_dataset, has_image_column, image_tokens
+from .rows import check_dataset, check_image_columns, has_image_column, image_tokens
 from .weights import refuse_pickles, safetensors_only
 
 SLOW = 1e-6
@@ -112,6 +112,10 @@ def check_arguments(
         ValueError: arguments that exclude each other.
     """
     check_strategy(args)
+    if data_collator is None:
+        # One of the caller's own may read any column.
+        for name, dataset in datasets.items():
+            check_image_columns(dataset, name)
     if args.sync_ref_model and args.precompute_ref_log_probs:
         raise ValueError(
             "sync_ref_model=True moves the reference while training, and precompute_ref_log_probs=True takes its values before; "

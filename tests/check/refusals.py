@@ -102,6 +102,11 @@ def say(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
+HUMAN = {"from": "human", "value": "<image> what?"}
+RATED = {"response": "yes", "annotations": {"Helpfulness": {"Rating": "5"}}}
+ANSWERS = {"chosen": " yes", "rejected": " no"}
+SAID = {name: [{"role": "assistant", "content": text}] for name, text in ANSWERS.items()}
+
 DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     "good": lambda _: good(),
     "texts": lambda _: texts(),
@@ -136,6 +141,15 @@ DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     "two placeholders": lambda _: table(
         [{"image": tiny.picture(0), "prompt": "<image> <image> what?", "chosen": " yes", "rejected": " no"}] * ROWS
     ),
+    "the same row": lambda _: table(tiny.rows(1) * ROWS),
+    "a row of LLaMA-Factory that is none": lambda _: table(
+        [{"conversations": [HUMAN], "chosen": HUMAN, "rejected": HUMAN, "image": tiny.picture(0)}] * ROWS
+    ),
+    "ratings that are equal": lambda _: table([{"prompt": "what?", "completions": [RATED, RATED]}] * ROWS),
+    "some places for images": lambda _: table(
+        [{"image": tiny.picture(0), "prompt": prompt, **ANSWERS} for prompt in ("<image> what?", "what?")] * ROWS
+    ),
+    "paths that lead nowhere": lambda _: table([{"image": "no.png", "prompt": say("what?"), **SAID}] * ROWS),
     "one picture": lambda _: of_one_picture(),
     "some without regions": lambda _: good(key_regions=[]),
     "a recipe of nothing": lambda _: every(corruption='{"corruption": "none"}'),
@@ -182,6 +196,10 @@ LORA = "--use_peft"
 
 def a_file(argv: list[str], out: Path) -> None:
     out.write_text("not a folder")
+
+
+def a_broken_line(argv: list[str], out: Path) -> None:
+    out.with_suffix(".jsonl").write_text('{"prompt": "a", "chosen"')
 
 
 def a_broken_checkpoint(argv: list[str], out: Path) -> None:
@@ -241,7 +259,7 @@ REFUSALS = [
     # The model and the adapter
     Refusal("are pickles only", model="pickled"),
     Refusal("model_init_kwargs has use_safetensors=False", """--model_init_kwargs '{{"use_safetensors": false}}'"""),
-    Refusal("and there is no such folder", "--model_name_or_path ./no/such/folder"),
+    Refusal("and there is no such folder", "--model_name_or_path ./no/such/folder", at="train.command.check_name"),
     Refusal("freeze_vision_tower=False is of full fine-tuning", f"{LORA} --freeze_vision_tower false"),
     Refusal("quantised weights cannot be trained", "--load_in_4bit"),
     Refusal(
@@ -294,9 +312,38 @@ REFUSALS = [
     Refusal("is for one process; take --accelerate-config ddp", "--accelerate-config single_gpu --num-processes 2"),
     # Which data
     Refusal("there is no folder or file {} here", "--dataset_name not-yet-built"),
+    Refusal("and there is no such folder or file", "--dataset_name ./not-yet-built"),
+    Refusal("expected a folder, or a file that ends in", "--dataset_name {folder}/pdsh.yaml"),
+    Refusal(
+        "cannot be loaded: {}; where single rows are at fault", "--dataset_name {out}.jsonl", prepare=a_broken_line
+    ),
     Refusal("the data set has no split {}, only", "--dataset_train_split fit"),
     Refusal("the data set has no split {}, only", "--eval_strategy epoch"),
     Refusal("the data set has no split {}, only", "--eval_on_start"),
+    Refusal("expected a share of the rows", "--eval_split_ratio 1.5 --eval_strategy epoch"),
+    Refusal("holds rows out to evaluate on, and eval_strategy is 'no'", "--eval_split_ratio 0.5"),
+    Refusal(
+        "takes a share of rows that can be counted",
+        "--eval_split_ratio 0.5 --eval_strategy epoch --dataset_streaming",
+    ),
+    Refusal(
+        "holds rows out to evaluate on, and dataset_test_split names others",
+        "--eval_split_ratio 0.5 --eval_strategy epoch --dataset_test_split test",
+        "evaluation",
+    ),
+    Refusal(
+        "rows have the same prompt and images, so that none can be held out",
+        "--eval_split_ratio 0.5 --eval_strategy epoch",
+        "the same row",
+    ),
+    # How the rows are read
+    Refusal("cannot be read as {}: {}; mend it", "--source rlhf-v"),
+    Refusal("cannot be read as {}: {}; mend it", data="a row of LLaMA-Factory that is none"),
+    Refusal("holds two answers of which one is better", data="ratings that are equal"),
+    Refusal("has no place for its image, and that of row {} has one", data="some places for images"),
+    Refusal("row {}, field {}: {}", data="paths that lead nowhere", at="train.paths.whole"),
+    Refusal("holds images, and no image is read", data="picture"),
+    Refusal("holds images, and no image is read", "--dataset_streaming", "picture"),
     # The order of the rows
     Refusal(
         "needs a map-style data set without a transform, whose rows can be ranked", f"{STAGED} --dataset_streaming"
@@ -320,8 +367,7 @@ REFUSALS = [
     ),
     Refusal("column {}; curriculum_column='difficulty' ranks", f"{STAGED} --curriculum_column stage"),
     Refusal("is computed for data with images only", STAGED, "texts"),
-    Refusal("is computed for data with images only", STAGED, "picture"),
-    Refusal("is computed for data with images only", f"{STAGED} --curriculum_score reference_margin", "picture"),
+    Refusal("is computed for data with images only", f"{STAGED} --curriculum_score reference_margin", "texts"),
     Refusal("curriculum_epochs has {} numbers and the data {} stages", f"{STAGED} --curriculum_epochs 1 2"),
     Refusal(
         "rows and a step takes {}: none is left",
@@ -421,9 +467,9 @@ REFUSALS = [
     Refusal("the runs of the RLE cover", data="runs that are too short"),
     Refusal("the RLE string ends in the middle of a run", data="runs that break off"),
     Refusal("a mask of {}x{} pixels for an image of", data="a mask of another size"),
-    Refusal("a mask of {}x{} pixels for an image of", data="a mask of another size in a picture"),
+    Refusal("a mask of {}x{} pixels for an image of", "--image_root {folder}", "a mask of another size in a picture"),
     Refusal("an empty mask: it covers no pixel", data="a mask of nothing"),
-    Refusal("the mask image cannot be read", data="a mask that is no picture"),
+    Refusal("the mask image cannot be read", "--image_root {folder}", "a mask that is no picture"),
 ]
 
 THEIRS = [

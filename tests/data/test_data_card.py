@@ -247,7 +247,7 @@ def test_what_was_used_is_cited(cache, changes, source, papers):
 def test_everything_that_can_be_used_is_in_the_tables():
     models = set(grounding.GROUNDERS) - {"random", "none"}
     assert set(citations.GROUNDERS) == models and set(citations.KEYWORDS) == set(WEIGHTS)
-    assert set(SOURCES) - {"trl", "ms-swift"} == set(citations.CONVENTIONS)
+    assert set(SOURCES) - {"trl", "ms-swift", "llama-factory"} == set(citations.CONVENTIONS)
     assert set(citations.CONVENTIONS.values()) <= set(citations.PUBLISHED)
     tables = (citations.GROUNDERS, citations.KEYWORDS, citations.CORRUPTIONS, citations.DIFFICULTIES)
     named = {key for table in tables for keys in table.values() for key in keys}

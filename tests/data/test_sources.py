@@ -101,6 +101,16 @@ PUBLISHED = {
         },
         [own(ASKED, "a cat", "a dog", ["a.png"], id="p")],
     ),
+    "llama-factory": (
+        {
+            "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}],
+            "chosen": {"from": "gpt", "value": "a cat"},
+            "rejected": {"from": "gpt", "value": "a dog"},
+            "images": ["a.png"],
+            "system": "Be short.",
+        },
+        [own(said("system", "Be short.") + ASKED, "a cat", "a dog", ["a.png"])],
+    ),
     "spa-vl": (
         {"image": PNG, "question": "What is it?", **PAIR, "image_name": "a.png"},
         [own(ASKED, "a cat", "a dog", [PNG])],
@@ -232,6 +242,8 @@ def test_povid_with_several_turns():
         (["prompt", "chosen", "rejected", "image"], "trl"),
         (["prompt", "chosen", "rejected"], "trl"),
         (["id", "prompt", "completions", "chosen", "rejected"], "vlfeedback"),
+        (["conversations", "chosen", "rejected", "images"], "llama-factory"),
+        (["conversations", "rejected_conversations", "chosen", "rejected"], "povid"),
     ],
 )
 def test_recognise_other_column_sets(columns, name):
@@ -320,6 +332,29 @@ def test_text_of_rlhf_v_that_is_none(written, problem):
 def test_wrong_values(column, value, problem):
     with pytest.raises(ValueError, match=problem):
         convert({"images": [PNG], "prompt": "q", **PAIR, column: value}, "trl")
+
+
+HUMAN, GPT = ({"from": who, "value": value} for who, value in (("human", "q"), ("gpt", "a")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"conversations": []}, "'conversations' does not end with a question"),
+        ({"conversations": [HUMAN, GPT]}, "'conversations' does not end with a question"),
+        ({"conversations": [{"from": "observation", "value": "q"}]}, "'conversations' is not a list of"),
+        ({"chosen": HUMAN}, "'chosen' is not an answer: it is from 'human'"),
+        ({"rejected": "a dog"}, "'rejected' is not a list of"),
+        ({"rejected": [GPT]}, "'rejected' is not a list of"),
+    ],
+)
+def test_rows_of_llama_factory_that_are_none(changed, problem):
+    """After several turns it goes on; without a system message there is none."""
+    row = {"conversations": [HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": GPT, "system": ""}
+    turns = said("user", "q") + said("assistant", "a") + said("user", "q")
+    assert convert(row, "llama-factory") == [own(turns, "a", "a", [])]
+    with pytest.raises(ValueError, match=problem):
+        convert({**row, **changed}, "llama-factory")
 
 
 def test_ms_swift_without_an_answer():

@@ -16,7 +16,8 @@ from ..checkpoints import resume_point
 from ..config import check_deepspeed
 from ..hub import PushError, check_login, check_strategy
 from ..requirements import requirements
-from ..train import check_output, evaluates, hub_id, load, parse, split_of
+from ..rows import check_image_columns
+from ..train import Splits, check_output, evaluates, hub_id, parse
 from . import data, memory, model, rows
 from .curriculum import order
 from .formulas import GIB, Engine
@@ -82,10 +83,12 @@ class Preflight:
         ]
         found += _tried("resuming", self._resume, "training would stop here; mend this first")
         if self.dataset is not None:
+            found += _tried("image columns", self._images, "rename the column, or remove it")
             found += _tried("corruption", self._recipes, "mend the column or name a corruption for all rows")
             found += _tried("rows", self._look, "mend the data set or the fields of the corruption")
             found += _tried("curriculum", self._order, "mend the difficulties, or set curriculum: none")
-        if self.splits is not None and evaluates(self.training):
+        held_out = self.script.eval_split_ratio and self.dataset is None
+        if self.splits is not None and evaluates(self.training) and not held_out:
             found += _tried("evaluation rows", self._look_at_evaluation, "check dataset_test_split and eval_strategy")
         found += of_model
         for what, ask in self._surroundings():
@@ -124,9 +127,13 @@ class Preflight:
         return []
 
     def _load(self) -> list[Finding]:
-        self.splits = load(self.script)
-        self.dataset = split_of(self.splits, self.script.dataset_train_split)
+        self.splits = Splits(self.script, self.training)
+        self.dataset = self.splits.train
         return [data.columns(self.dataset)]
+
+    def _images(self) -> list[Finding]:
+        check_image_columns(self.dataset, "the data set")
+        return []
 
     def _build(self) -> list[Finding]:
         built = model.skeleton(self.settings, self.training)
@@ -172,7 +179,7 @@ class Preflight:
         return order(self.training, self.dataset, self.engine.processes, self.checkpoint, bool(self.settings.use_peft))
 
     def _look_at_evaluation(self) -> list[Finding]:
-        dataset = split_of(self.splits, self.script.dataset_test_split)
+        dataset = self.splits.evaluation
         looker = rows.Looker(self.training, self.processor, self.dataset)
         looks = [looker(number, row) for number, row in rows.read(dataset, self.rows)]
         total = len(dataset) if isinstance(dataset, Dataset) else None

@@ -80,6 +80,7 @@ WITHOUT = {
     "evaluation rows": {
         "eval_strategy": "no",
         "eval_on_start": False,
+        "eval_split_ratio": 0,
         "load_best_model_at_end": False,
         "save_strategy": "no",
         "lr_scheduler_type": "linear",
@@ -102,18 +103,18 @@ def rehearse(fields: Sequence[str], engine: Engine, problems: Sequence[str] = ()
         Exception: as `mfpo train` would.
     """
     mended = {name: value for problem in problems for name, value in WITHOUT.get(problem, {}).items()}
-    script, training, settings = parse(
-        [*fields, *(part for own in mended.items() for part in (f"--{own[0]}", str(own[1])))]
-    )
-    given = arguments(script, training, settings)
-    # They leave traces, and are asked for by themselves.
-    training.report_to, training.push_to_hub = [], False
-    if engine.processes > 1:
-        # One process of them cannot shard.
-        training.fsdp = None
     # What it warns of is said when it trains, or by a finding.
     logging.disable(logging.WARNING)
     try:
+        script, training, settings = parse(
+            [*fields, *(part for own in mended.items() for part in (f"--{own[0]}", str(own[1])))]
+        )
+        given = arguments(script, training, settings)
+        # They leave traces, and are asked for by themselves.
+        training.report_to, training.push_to_hub = [], False
+        if engine.processes > 1:
+            # One process of them cannot shard.
+            training.fsdp = None
         with tempfile.TemporaryDirectory(prefix="mfpo-check-") as folder:
             training.output_dir = folder
             trainer = Rehearsal(engine, **given)

@@ -4,6 +4,7 @@ from .corruptions import check_corruption as check_corruption
 from .corruptions import check_some_corruption as check_some_corruption
 from .corruptions import corrupt as corrupt
 from .corruptions import corruption_defaults as corruption_defaults
+from .corruptions import options_of_others as options_of_others
 from .dispreferred import AUTO as AUTO
 from .dispreferred import REGION_CHOICES as REGION_CHOICES
 from .dispreferred import DispreferredImages as DispreferredImages

@@ -235,6 +235,17 @@ def check_some_corruption(kwargs: Mapping[str, Any]) -> None:
     raise errors[0] if errors else ValueError(f"no corruption has all of the options {', '.join(kwargs)}")
 
 
+def options_of_others(name: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Those options that this corruption does not have and another one has.
+
+    Raises:
+        ValueError: an unknown corruption.
+    """
+    own = corruption_defaults(name)
+    known = {key for other in CORRUPTIONS for key in corruption_defaults(other)} - {"donor"}
+    return [key for key in kwargs if key in known and key not in own]
+
+
 def _check_options(name: str, kwargs: Mapping[str, Any]) -> None:
     known = corruption_defaults(name)
     for key in kwargs:

@@ -239,7 +239,8 @@ class DispreferredImages:
                         "is empty, and the row's recipe asks for region 'key'; its 'global' means the whole image"
                     )
                 raise ValueError(
-                    "is empty; corruption_region='key' needs a region in every row with an image, 'auto' takes it whole"
+                    "is empty; corruption_region='key' needs a region in every row with an image: `mfpo build` finds them, "
+                    "and 'auto' takes the whole image"
                 )
             # In a row with several images, those without a region stay clean beside one that has some.
             whole = not any(regions)

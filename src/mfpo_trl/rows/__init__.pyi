@@ -17,6 +17,7 @@ from .schema import same_answer as same_answer
 from .schema import to_rgb as to_rgb
 from .schema import without_none as without_none
 from .validation import check_dataset as check_dataset
+from .validation import check_image_columns as check_image_columns
 from .validation import checked_texts as checked_texts
 from .validation import has_image_column as has_image_column
 from .validation import has_images as has_images

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, Image
+from PIL.Image import Image as Picture
 from trl import extract_prompt
 
 from .schema import ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
@@ -102,6 +103,69 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
             f"{name}: 'chosen' equals 'rejected' in {len(equal)} of {len(dataset)} rows (the first is row {equal[0]}). "
             "They are kept; their text term teaches nothing."
         )
+
+
+def check_image_columns(dataset: Any, name: str) -> None:
+    """Refuse rows that would be trained as texts although a column that nobody reads holds images.
+
+    Args:
+        dataset: of rows that are not stored, the first one says it for all.
+        name: how to call it in a message.
+
+    Raises:
+        ValueError: names the column, and what it should be called.
+    """
+    features = getattr(dataset, "features", None)
+    if not is_stored(dataset):
+        features = None if isinstance(dataset, Dataset) else features
+        if features is not None and (
+            {"image", "images"} & set(features) or not any(map(_may_hold_images, features.values()))
+        ):
+            return
+        row = next(iter(dataset if features is None else dataset.decode(False)), {})
+        holding = [] if {"image", "images"} & set(row) else [own for own in row if _is_image(row[own])]
+    else:
+        candidates = [column for column in features if _may_hold_images(features[column])]
+        if not candidates or len(rows_with_images(dataset)):
+            return
+        batches = {column: dataset.select_columns(column).with_format("arrow").iter(1000) for column in candidates}
+        holding = [own for own in candidates if any(_has_image(batch.column(0)) for batch in batches[own])]
+    for column in holding:
+        raise ValueError(
+            f"{name}, column {column!r} holds images, and no image is read: rename it to 'images' (a list in each row) or 'image' "
+            "(a single one), or remove it to train on texts alone"
+        )
+
+
+def _may_hold_images(feature: Any) -> bool:
+    """Whether a feature is an image, bytes with a path, or holds one of them."""
+    if isinstance(feature, Mapping):
+        return {"bytes", "path"} <= set(feature) or any(map(_may_hold_images, feature.values()))
+    inner = getattr(feature, "feature", None)
+    return isinstance(feature, Image) or (inner is not None and _may_hold_images(inner))
+
+
+def _has_image(values: Any) -> bool:
+    """Whether an array of Arrow holds a struct of bytes and path that is filled."""
+    if isinstance(values, pa.ChunkedArray):
+        # One by one, because together they would be copied, with the bytes of their images.
+        return any(map(_has_image, values.chunks))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        return _has_image(values.flatten())
+    if not pa.types.is_struct(values.type):
+        return False
+    # A field taken by itself would not know of the rows in which the whole struct is missing.
+    parts = dict(zip((own.name for own in values.type), values.flatten(), strict=True))
+    if {"bytes", "path"} <= set(parts):
+        return bool(pc.any(pc.or_(pc.is_valid(parts["bytes"]), pc.is_valid(parts["path"]))).as_py())
+    return any(map(_has_image, parts.values()))
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a value of a row is an image, or holds one."""
+    if isinstance(value, Mapping):
+        return {"bytes", "path"} <= set(value) or any(map(_is_image, value.values()))
+    return isinstance(value, Picture) or (isinstance(value, list) and any(map(_is_image, value)))
 
 
 def has_image_column(dataset: Any) -> bool:

@@ -2,7 +2,6 @@ from .command import arguments as arguments
 from .command import build as build
 from .command import check_name as check_name
 from .command import check_output as check_output
-from .command import evaluates as evaluates
 from .command import hub_id as hub_id
 from .command import main as main
 from .command import model_options as model_options
@@ -18,5 +17,5 @@ from .parts import TrainModelConfig as TrainModelConfig
 from .parts import freeze_parts as freeze_parts
 from .parts import part_of as part_of
 from .parts import peft_config as peft_config
-from .splits import load as load
-from .splits import split_of as split_of
+from .splits import Splits as Splits
+from .splits import evaluates as evaluates

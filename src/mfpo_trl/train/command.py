@@ -8,8 +8,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
+from accelerate.logging import get_logger
 from transformers import TrainerCallback
-from trl import ScriptArguments, get_quantization_config
+from trl import get_quantization_config
 
 from ..checkpoints import ResumeError, resume_point
 from ..config import MFPOConfig
@@ -21,9 +22,12 @@ from ..terminal import told
 from ..trainer import MFPOTrainer
 from .fields import Parser, read_recipe
 from .launch import command, given_fields, launch
+from .leftovers import without_leftovers
 from .options import check_options
 from .parts import TrainModelConfig, freeze_parts, peft_config
-from .splits import load, split_of
+from .splits import Splits, TrainScriptArguments
+
+logger = get_logger(__name__)
 
 PROBE = 2**20
 
@@ -40,7 +44,7 @@ class Begun(TrainerCallback):
         self.begun = True
 
 
-KINDS = (ScriptArguments, MFPOConfig, TrainModelConfig)
+KINDS = (TrainScriptArguments, MFPOConfig, TrainModelConfig)
 """Whose fields a recipe and the command line give."""
 
 
@@ -94,7 +98,7 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelConfig]:
+def parse(argv: Sequence[str]) -> tuple[TrainScriptArguments, MFPOConfig, TrainModelConfig]:
     """The fields of TRL's scripts and of `MFPOConfig`, from `--config recipe.yaml` and from the command line, which wins.
 
     Raises:
@@ -113,7 +117,15 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments, MFPOConfig, TrainModelC
         for name in ("model_name_or_path", "dataset_name"):
             if name not in given | recipe.keys():
                 raise ValueError(f"--{name} is needed")
-    return parser.parse(argv, recipe)
+    recipe, line = without_leftovers(argv, recipe)
+    fields = parser.parse(argv, recipe)
+    if fields[0].eval_split_ratio and "dataset_test_split" in given | recipe.keys():
+        raise ValueError(
+            "eval_split_ratio holds rows out to evaluate on, and dataset_test_split names others; leave one of them out"
+        )
+    if line:
+        logger.warning(line)
+    return fields
 
 
 def parser_of_fields(everything: bool = False) -> Parser:
@@ -145,7 +157,7 @@ def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return rest, read_recipe(recipe_file(argv[place + 1]), KINDS)
 
 
-def build(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
+def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> MFPOTrainer:
     """Load the data and the model into a trainer, with what is not trained frozen.
 
     Raises:
@@ -166,7 +178,7 @@ def hub_id(training: MFPOConfig) -> str:
     return training.hub_model_id or Path(training.output_dir).resolve().name
 
 
-def arguments(script: ScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> dict[str, Any]:
+def arguments(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelConfig) -> dict[str, Any]:
     """What the trainer is built with; the fields of `training` that the others decide are set.
 
     Raises:
@@ -179,12 +191,12 @@ def arguments(script: ScriptArguments, training: MFPOConfig, model: TrainModelCo
         training.resume_from_checkpoint, training.output_dir, training.save_only_model
     )
     training.model_init_kwargs = model_options(model, training)
-    data = load(script)
+    data = Splits(script, training)
     return {
         "model": model.model_name_or_path,
         "args": training,
-        "train_dataset": split_of(data, script.dataset_train_split),
-        "eval_dataset": split_of(data, script.dataset_test_split) if evaluates(training) else None,
+        "train_dataset": data.train,
+        "eval_dataset": data.evaluation,
         "quantization_config": get_quantization_config(model),
         "peft_config": adapter,
     }
@@ -198,11 +210,6 @@ def model_options(model: TrainModelConfig, training: MFPOConfig) -> dict[str, An
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-
-
-def evaluates(training: MFPOConfig) -> bool:
-    """Whether the split to evaluate on is read."""
-    return training.eval_strategy != "no" or training.eval_on_start
 
 
 def check_name(settings: TrainModelConfig) -> None:
@@ -238,7 +245,7 @@ def check_output(folder: str) -> None:
         ) from error
 
 
-def train(trainer: MFPOTrainer, script: ScriptArguments) -> None:
+def train(trainer: MFPOTrainer, script: TrainScriptArguments) -> None:
     """Train, save and, where asked, push."""
     training = trainer.args
     if training.resume_from_checkpoint:

@@ -1,9 +1,14 @@
+from .files import MissingFileError as MissingFileError
 from .files import image_bytes as image_bytes
+from .files import image_file as image_file
 from .files import image_roots as image_roots
+from .files import is_a_path as is_a_path
 from .files import open_rows as open_rows
 from .files import read_masks as read_masks
 from .files import repeated as repeated
 from .sources import IMAGE as IMAGE
+from .sources import KEPT as KEPT
 from .sources import SOURCES as SOURCES
+from .sources import NoPair as NoPair
 from .sources import convert as convert
 from .sources import recognise as recognise

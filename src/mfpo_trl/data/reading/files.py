@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 JSON_SUFFIXES = (".json", ".jsonl")
-
+DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".csv", ".arrow", ".txt", ".zip")
 
 OPTIONAL = ("id", "rejected_image", "rejected_images")
+
+
+class MissingFileError(ValueError):
+    """A path of a row that leads to no file inside of the roots."""
 
 
 class JsonRows:
@@ -108,7 +112,7 @@ def open_rows(dataset: str, split: str = "train") -> JsonRows | DatasetRows:
     path = Path(dataset)
     if path.suffix in JSON_SUFFIXES and path.is_file():
         return JsonRows(path)
-    if not path.exists() and (path.suffix in (*JSON_SUFFIXES, ".parquet") or dataset.startswith((".", "/", "~"))):
+    if not path.exists() and is_a_path(dataset):
         raise ValueError(f"the data set {dataset!r} cannot be loaded: there is no such file or folder")
     try:
         if path.suffix == ".parquet" and path.is_file():
@@ -121,6 +125,17 @@ def open_rows(dataset: str, split: str = "train") -> JsonRows | DatasetRows:
     except Exception as error:
         raise ValueError(f"the data set {dataset!r} cannot be loaded: {error}") from error
     return DatasetRows(loaded)
+
+
+def is_a_path(dataset: str) -> bool:
+    """Whether the name of a data set can only be that of a file or folder, and never an id on the Hub."""
+    return "://" not in dataset and (
+        Path(dataset).suffix in DATA_SUFFIXES
+        or dataset.startswith((".", "/", "~"))
+        or dataset.endswith("/")
+        or dataset.count("/") > 1
+        or "\\" in dataset
+    )
 
 
 def image_roots(dataset: str, image_root: Path | None) -> list[Path]:
@@ -159,7 +174,7 @@ def image_bytes(value: Any, roots: Sequence[Path]) -> dict[str, Any]:
             f"expected bytes or a path, found {found if isinstance(value, Mapping) else type(value).__name__}"
         )
     if data is None:
-        data = _file(path, roots).read_bytes()
+        data = image_file(path, roots).read_bytes()
     if not data:
         raise ValueError(f"the file {str(path)!r} is empty (0 bytes)" if path else "the image is empty (0 bytes)")
     return {"bytes": data, "path": Path(path).name if path else None}
@@ -177,7 +192,16 @@ def read_masks(value: Any, roots: Sequence[Path]) -> Any:
     return [read_masks(own, roots) for own in value] if isinstance(value, list) else value
 
 
-def _file(path: str, roots: Sequence[Path]) -> Path:
+def image_file(path: str, roots: Sequence[Path]) -> Path:
+    """The file that a path of a row means, symbolic links followed.
+
+    Args:
+        roots: see `image_roots`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        ValueError: a URL, or a path outside of the roots.
+    """
     if "://" in path:
         raise ValueError(f"{path[:80]!r} is a URL; download the images first and name their folder with --image-root")
     for root in roots:
@@ -187,11 +211,9 @@ def _file(path: str, roots: Sequence[Path]) -> Path:
     outside = not any((root / path).resolve().is_relative_to(root) for root in roots)
     # In quotes, by which the report knows a path and leaves it out.
     folders = ", ".join(repr(str(root)) for root in roots[:1]) or "any folder"
-    raise ValueError(
-        f"{path!r} lies outside of {folders}; see --image-root"
-        if outside
-        else f"{path!r} is not a file in {folders}; see --image-root"
-    )
+    if outside:
+        raise ValueError(f"{path!r} lies outside of {folders}; see --image-root")
+    raise MissingFileError(f"{path!r} is not a file in {folders}; see --image-root")
 
 
 def repeated(ids: Iterable[Any]) -> dict[int, int]:

@@ -23,6 +23,10 @@ ASKS, ANSWERS = re.compile(r"\b(?:USER|Human|User):"), ("ASSISTANT:", "Assistant
 """What a chat template writes before a question, and behind it."""
 
 
+class NoPair(ValueError):
+    """A row as published that holds no two answers of which one is better."""
+
+
 class Source(NamedTuple):
     """A publisher's convention: columns that tell it from the others, and the rows that a row as published holds."""
 
@@ -207,7 +211,7 @@ def _vlfeedback(row: Mapping[str, Any]) -> list[Row]:
             rated.append((sum(ratings) / len(ratings), completion["response"]))
     pairs = [sorted(pair, key=lambda own: -own[0]) for pair in combinations(rated, 2) if pair[0][0] != pair[1][0]]
     if not pairs:
-        raise ValueError(f"field 'completions' has no two responses with different ratings ({len(rated)} are rated)")
+        raise NoPair(f"field 'completions' has no two responses with different ratings ({len(rated)} are rated)")
     return [{"prompt": row["prompt"], "chosen": better[1], "rejected": worse[1]} for better, worse in pairs]
 
 
@@ -237,7 +241,7 @@ def _povid(row: Mapping[str, Any]) -> list[Row]:
     turns = [n for n, pair in both if all(message["role"] == "assistant" for message in pair)]
     differ = [n for n in turns if chosen[n]["content"] != rejected[n]["content"]]
     if not differ:
-        raise ValueError("field 'rejected_conversations' has no answer that differs from 'conversations'")
+        raise NoPair("field 'rejected_conversations' has no answer that differs from 'conversations'")
     return [{"prompt": chosen[:n], "chosen": chosen[n : n + 1], "rejected": rejected[n : n + 1]} for n in differ]
 
 
@@ -248,6 +252,21 @@ def _conversation(turns: Any, field: str) -> Messages:
         raise ValueError(
             f"field {field!r} is not a list of {{'from': human or gpt, 'value': text}}: {error!r}"
         ) from error
+
+
+def _llama_factory(row: Mapping[str, Any]) -> list[Row]:
+    """LLaMA-Factory's ShareGPT form: the turns up to the question, and one turn each for the answers."""
+    prompt = _conversation(row["conversations"], "conversations")
+    if row.get("system"):
+        prompt.insert(0, {"role": "system", "content": row["system"]})
+    if not prompt or prompt[-1]["role"] != "user":
+        raise ValueError("field 'conversations' does not end with a question of the human")
+    answers = {}
+    for name in ("chosen", "rejected"):
+        answers[name] = _conversation([row[name]], name)
+        if answers[name][0]["role"] != "assistant":
+            raise ValueError(f"field {name!r} is not an answer: it is from {row[name]['from']!r}; expected 'gpt'")
+    return [{"prompt": prompt, **answers}]
 
 
 def _ms_swift(row: Mapping[str, Any]) -> list[Row]:
@@ -261,6 +280,7 @@ def _ms_swift(row: Mapping[str, Any]) -> list[Row]:
 SOURCES: dict[str, Source] = {
     "vlfeedback": Source(("completions", "prompt"), _vlfeedback),
     "povid": Source(("conversations", "rejected_conversations"), _povid),
+    "llama-factory": Source(("conversations", "chosen", "rejected"), _llama_factory),
     "ms-swift": Source(("messages", "rejected_response"), _ms_swift),
     "mdpo": Source(("img_path", "prompt", "chosen", "rejected"), _mdpo),
     "spa-vl": Source(("image_name", "question", "chosen", "rejected"), _question),

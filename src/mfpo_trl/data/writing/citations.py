@@ -165,7 +165,7 @@ CONVENTIONS = {
     "spa-vl": "sqrti/SPA-VL",
     "mdpo": "fwnlp/mDPO-preference-data",
 }
-"""A publisher's convention (`sources.SOURCES`) -> the data set that has it; those of TRL and ms-swift are anyone's."""
+"""A publisher's convention (`sources.SOURCES`) -> the data set that has it; those of TRL, ms-swift and LLaMA-Factory are anyone's."""
 
 GROUNDERS = {
     "grounding-dino-sam": ("grounding-dino", "sam"),
