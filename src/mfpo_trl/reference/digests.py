@@ -47,8 +47,8 @@ def weights_digest(model: nn.Module, read: Collection[str] = ()) -> tuple[str, s
 def adapter_settings(model: nn.Module, adapters: Collection[str]) -> list[Any]:
     """What these adapters of a model are told, in their configurations and since: a scaling can be set in the layers."""
     told = [(name, value) for name, value in _kept_by_name(model, adapters) if not isinstance(value, Tensor)]
-    settings: Any = model.peft_config
-    return [[lasting(settings[name].to_dict()) for name in adapters], told]
+    owner: Any = model
+    return [[lasting(owner.peft_config[name].to_dict()) for name in adapters], told]
 
 
 WRAPPED = re.compile(r"\b(original_module|token_adapter|base_layer)\.")
