@@ -73,7 +73,7 @@ Rows: TypeAlias = Dataset | IterableDataset
 
 
 class MFPOTrainer(DPOTrainer):
-    """[`trl.DPOTrainer`] whose loss has an image term and an anchored reward beside DPO's text term.
+    """`trl.DPOTrainer` whose loss has an image term and an anchored reward beside DPO's text term.
 
     Takes the arguments of `DPOTrainer`, and a `MFPOConfig`; a plain `DPOConfig` is taken to mean the defaults of what
     `MFPOConfig` adds. With `image_loss_weight = anchor_loss_weight = 0` and `add_eos=False`, loss, gradients and metrics
