@@ -254,7 +254,7 @@ def reference_page(own: dict[str, Any]) -> str:
 def commands_page() -> str:
     """What `mfpo COMMAND --help` prints, of the commands whose help needs no model library."""
     sys.path.insert(0, str(ROOT / "src"))
-    os.environ["COLUMNS"] = "110"
+    os.environ["COLUMNS"] = "92"
     from mfpo_trl.cli import build_parser
 
     parser = build_parser()
@@ -263,7 +263,8 @@ def commands_page() -> str:
         "# Commands",
         listed,
         "`mfpo train` takes the fields of [`MFPOConfig`](training.md), of TRL's `ModelConfig` and `ScriptArguments`, and "
-        "`--accelerate-config`; `mfpo check` the same and those that [scaling](../scaling.md) names. `--help` lists them.",
+        "`--accelerate-config` and `--num-processes`. `mfpo check` takes the same, and `--rows`, `--gpu-memory`, `--try-forward` "
+        "and `--json`. Their `--help` lists them.",
     ]
     for name, command in subcommands(parser):
         if command.add_help:
