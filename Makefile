@@ -49,7 +49,7 @@ types: $(VENV)/.installed-dev ## Check the types of src
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs ## Build the documentation in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(VENV)/.installed-build ## Build the sdist and, from it, the wheel in dist/
 	rm -rf dist

@@ -36,7 +36,7 @@ WRITTEN = {
 REFERENCE = yaml.safe_load((ROOT / "docs" / "reference.yml").read_text())
 """By page, its title, what it says first, and the names that it documents."""
 
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".slurm": "bash", ".cff": "yaml"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".slurm": "bash", ".cff": "yaml"}
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 CODE = re.compile(r"^(`{3,}).*?^\1`*$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", re.S | re.M)
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
@@ -140,7 +140,7 @@ def placed(path: str) -> tuple[str, str] | None:
     folder, name = posixpath.split(path)
     if path in WRITTEN:
         return WRITTEN[path], ""
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and not path.endswith((".py", ".yml")):
         own = path.removeprefix("docs/")
         generated = own in ("examples.md", "reference/commands.md") or (
             own.startswith("reference/") and own[10:-3] in REFERENCE

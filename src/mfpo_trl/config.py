@@ -36,7 +36,7 @@ def check_deepspeed() -> None:
 
 @dataclass
 class MFPOConfig(DPOConfig):
-    """Configuration of [`MFPOTrainer`]: every field of `trl.DPOConfig`, and those below.
+    """Configuration of `MFPOTrainer`: every field of `trl.DPOConfig`, and those below.
 
     The objective is `text_loss_weight * L_text + image_loss_weight * L_image + anchor_loss_weight * L_margin`
     (arXiv 2410.15334). `L_text` is TRL's own loss, so `beta`, `loss_type`, `f_divergence_type`, `ld_alpha`,
