@@ -232,7 +232,9 @@ def head_of(path: Path) -> str:
 
 def said_in_markdown(line: str) -> str:
     """A line of a head: a sentence, `Name: text`, or a command, perhaps behind its name and before a remark."""
-    label, value = re.fullmatch(r"(?:([A-Z]\w*(?: \w+)?):\s+)?(.*)", line).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"(?:([A-Z]\w*(?: \w+)?):\s+)?(.*)", line)
+    assert found is not None
+    label, value = found.groups()
     if not COMMAND.match(value):
         return f"**{label}**: {escaped(value)}" if label else escaped(value)
     command, _, remark = value.partition("   (")
