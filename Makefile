@@ -14,7 +14,7 @@ INSTALL := $(PIP) install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format build clean
+.PHONY: help setup demo test lint format types docs build clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,12 +45,18 @@ format: $(VENV)/.installed-ruff ## Mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+types: $(VENV)/.installed-dev ## Check the types of src
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs ## Build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 build: $(VENV)/.installed-build ## Build the sdist and, from it, the wheel in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
 clean: ## Remove builds, caches and demo-output, but not .venv
-	rm -rf build dist demo-output src/*.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist site demo-output src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

@@ -4,7 +4,7 @@ The public names are imported on first use, so that `import mfpo_trl` costs noth
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .trainer import MFPOTrainer
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)

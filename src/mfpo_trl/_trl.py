@@ -192,7 +192,7 @@ def fingerprint(dataset: Dataset) -> str:
 def _unshard_head(model: Any) -> None:
     """Under FSDP2, put a trained LM head together before the forward: TRL's fused head would do it in a way that leaves each
     rank with its own gradient instead of the mean of all."""
-    head = model.get_output_embeddings() if hasattr(model, "unshard") else None
+    head: Any = model.get_output_embeddings() if hasattr(model, "unshard") else None
     if hasattr(head, "unshard") and head.weight.requires_grad and torch.is_grad_enabled():
         head.unshard()
 
@@ -205,20 +205,19 @@ class Replay:
         model: the wrapped model, with TRL's fused LM head.
         inputs: what the model reads, with `labels` or `shift_labels`.
         branches, pairs: the tables of `mfpo_trl.objective.branches`, (N, 3) and (B, 3).
-
-    After `score`, `outputs` holds the per-token outputs of each branch, (N, C).
     """
 
     def __init__(self, model: Callable[..., Any], inputs: dict[str, Any], branches: Tensor, pairs: Tensor):
         self.model, self.inputs, self.branches, self.pairs = model, inputs, branches, pairs
-        self.outputs: SimpleNamespace | None = None
+        self._outputs: SimpleNamespace | None = None
 
     def __call__(self, *, fused_lm_head: bool = False, **_: Any) -> Any:
         if not fused_lm_head:
             return self.model(**{key: value for key, value in self.inputs.items() if not key.endswith("labels")})
-        if self.outputs is None:
+        if self._outputs is None:
             self.score()
-        halves = {name: self._halves(getattr(self.outputs, name)) for name in PER_TOKEN_OUTPUTS}
+        per_token = {name: getattr(self.outputs, name) for name in PER_TOKEN_OUTPUTS}
+        halves = {name: None if value is None else self._halves(value) for name, value in per_token.items()}
         return SimpleNamespace(**halves, aux_loss=self.outputs.aux_loss)
 
     def score(self, **kwargs: Any) -> None:
@@ -238,7 +237,13 @@ class Replay:
             return None if value is None else value.new_zeros(shape).index_put((branch, offset), value[0])
 
         per_token = {name: per_branch(getattr(outputs, name)) for name in PER_TOKEN_OUTPUTS}
-        self.outputs = SimpleNamespace(**per_token, aux_loss=outputs.aux_loss)
+        self._outputs = SimpleNamespace(**per_token, aux_loss=outputs.aux_loss)
+
+    @property
+    def outputs(self) -> SimpleNamespace:
+        """Per token of each branch, (N, C): `log_probs`, and what else was asked of the LM head; and the `aux_loss`."""
+        assert self._outputs is not None, "score comes first"
+        return self._outputs
 
     @property
     def logps(self) -> Tensor:
@@ -270,9 +275,7 @@ class Replay:
             return torch.zeros_like(self.branches[:, 0], dtype=torch.bool)
         return self.inputs["labels"][self.branches[:, 0], 0] != IGNORED_LABEL
 
-    def _halves(self, per_branch: Tensor | None) -> Tensor | None:
-        if per_branch is None:
-            return None
+    def _halves(self, per_branch: Tensor) -> Tensor:
         return torch.cat([of_pairs(per_branch, self.pairs, "chosen"), of_pairs(per_branch, self.pairs, "rejected")])
 
 

@@ -46,8 +46,8 @@ def resume_point(value: str | bool | None, output_dir: str | Path, save_only_mod
         if found is None:
             logger.warning("No complete checkpoint in %s: training starts from the beginning.", output_dir)
         return None if found is None else str(found)
-    refuse_pickled_checkpoint(value)
-    if problem := what_is_missing(Path(value), save_only_model):
+    refuse_pickled_checkpoint(str(value))
+    if problem := what_is_missing(Path(str(value)), save_only_model):
         raise ValueError(
             f"resume_from_checkpoint={value!r} cannot be used: {problem}; give a complete checkpoint, or true for the "
             "last complete one in output_dir"
@@ -73,8 +73,8 @@ def last_complete_checkpoint(output_dir: str | Path, save_only_model: bool = Fal
 def _folders(output_dir: Path) -> list[Path]:
     """The checkpoints in a folder, the last one first."""
     found = output_dir.iterdir() if output_dir.is_dir() else ()
-    numbered = [path for path in found if path.is_dir() and NAME.fullmatch(path.name)]
-    return sorted(numbered, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
+    numbered = [(int(name[1]), path) for path in found if path.is_dir() and (name := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered, key=lambda own: own[0], reverse=True)]
 
 
 def what_is_missing(folder: Path, save_only_model: bool = False) -> str | None:

@@ -36,7 +36,7 @@ def check_deepspeed() -> None:
 
 @dataclass
 class MFPOConfig(DPOConfig):
-    """Configuration of [`MFPOTrainer`]: every field of `trl.DPOConfig`, and those below.
+    """Configuration of `MFPOTrainer`: every field of `trl.DPOConfig`, and those below.
 
     The objective is `text_loss_weight * L_text + image_loss_weight * L_image + anchor_loss_weight * L_margin`
     (arXiv 2410.15334). `L_text` is TRL's own loss, so `beta`, `loss_type`, `f_divergence_type`, `ld_alpha`,
@@ -205,10 +205,11 @@ class MFPOConfig(DPOConfig):
         seed = self.corruption_seed
         whole = seed is None or (isinstance(seed, int) and not isinstance(seed, bool))
         _check(whole, "corruption_seed", seed, "a whole number")
+        options: Any = self.corruption_kwargs  # a text has become a mapping by now
         if self.corruption == AUTO:
-            check_some_corruption(self.corruption_kwargs)
+            check_some_corruption(options)
         else:
-            check_corruption(self.corruption, self.corruption_kwargs)
+            check_corruption(self.corruption, options)
 
     def _check_launch(self) -> None:
         """Refuse what would end in DeepSpeed's assertion on batch sizes: on a CPU, transformers asks for no way to communicate, so that
@@ -235,7 +236,7 @@ class MFPOConfig(DPOConfig):
         if self.curriculum != "none":
             # All stages are one epoch of the trainer; a second one would begin again with the first stage.
             self.curriculum_epochs = self.curriculum_epochs or [self.num_train_epochs]
-            self.num_train_epochs = 1
+            self.num_train_epochs: float = 1
 
     def without_tokens(self) -> "MFPOConfig":
         """A copy without access tokens of the Hub, for whatever is written down."""
@@ -276,7 +277,7 @@ class MFPOConfig(DPOConfig):
         new.__dict__.update(copy.copy(config.__dict__))
         for own in fields(cls):
             if own.name not in new.__dict__:
-                setattr(new, own.name, own.default if own.default is not MISSING else own.default_factory())
+                setattr(new, own.name, own.default if own.default_factory is MISSING else own.default_factory())
         return new
 
 

@@ -34,7 +34,7 @@ def leave(status: int = 0) -> None:
     """
     if not joined_a_group():
         return
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # typeshed leaves it out
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         # Nobody may be left to read it.

@@ -1,13 +1,22 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
-from peft import PeftModel
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
 from torch import Tensor
+from transformers import (
+    BitsAndBytesConfig,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer
 
 from . import _trl
@@ -60,9 +69,11 @@ from .rows import COLUMNS, REFERENCE, has_images, is_stored, rows_without_region
 
 logger = get_logger(__name__)
 
+Rows: TypeAlias = Dataset | IterableDataset
+
 
 class MFPOTrainer(DPOTrainer):
-    """[`trl.DPOTrainer`] whose loss has an image term and an anchored reward beside DPO's text term.
+    """`trl.DPOTrainer` whose loss has an image term and an anchored reward beside DPO's text term.
 
     Takes the arguments of `DPOTrainer`, and a `MFPOConfig`; a plain `DPOConfig` is taken to mean the defaults of what
     `MFPOConfig` adds. With `image_loss_weight = anchor_loss_weight = 0` and `add_eos=False`, loss, gradients and metrics
@@ -103,19 +114,19 @@ class MFPOTrainer(DPOTrainer):
 
     def __init__(
         self,
-        model,
-        ref_model=None,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
         args: DPOConfig | None = None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        compute_metrics=None,
-        callbacks=None,
-        optimizers=(None, None),
-        quantization_config=None,
-        peft_config=None,
-    ):
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
         _trl.check_contract()
         args = as_mfpo_config(args, model)
         follow_log_level(args)
@@ -170,17 +181,18 @@ class MFPOTrainer(DPOTrainer):
 
     def _set_layout(self, data_collator: Any) -> None:
         args = self.args
-        models = [own if own is None else self.accelerator.unwrap_model(own) for own in (self.model, self.ref_model)]
+        unwrap = self.accelerator.unwrap_model
+        policy, reference = unwrap(self.model), None if self.ref_model is None else unwrap(self.ref_model)
         rows_read = reads_rows(args, self.aux_loss_enabled, self.compute_metrics)
         self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
         if _trl.has_vision_data(self) and data_collator is None:
-            self.layout = choose_layout(models[0], args.prefix_sharing, models[1], rows_read)
+            self.layout = choose_layout(policy, args.prefix_sharing, reference, rows_read)
             self.data_collator = build_collator(args, self.processing_class, self.train_dataset, self.layout.name)
         elif isinstance(data_collator, MFPOCollator):
-            self.layout = given_layout(data_collator.layout, *models, rows_read)
+            self.layout = given_layout(data_collator.layout, policy, reference, rows_read)
         elif args.prefix_sharing == "on":
             raise ValueError(f"prefix_sharing='on' is not possible: {self.layout.reason}; use 'auto' or 'off'")
-        for model in models:
+        for model in (policy, reference):
             if model is not None:
                 prepare(model, self.layout.name)
         downgraded = _trl.has_vision_data(self) and self.layout.name == FLAT and args.prefix_sharing == "auto"
@@ -200,12 +212,14 @@ class MFPOTrainer(DPOTrainer):
             self._cache_reference()
 
     def _cache_reference(self) -> None:
+        references = self.references
+        assert references is not None
         if not self.layout.proven:
-            self.layout = proven(self.layout, self, self.references.model)
-        self.references.add("train_dataset", self.train_dataset, branches_ranked(self.args, self.train_dataset))
+            self.layout = proven(self.layout, self, references.model)
+        references.add("train_dataset", self.train_dataset, branches_ranked(self.args, self.train_dataset))
         for name, dataset in named_evaluations(self.eval_dataset):
-            self.references.add(name, dataset)
-        self.references.release()
+            references.add(name, dataset)
+        references.release()
         _trl.forget_reference_model(self)
 
     def create_accelerator_and_postprocess(self):
@@ -312,7 +326,10 @@ class MFPOTrainer(DPOTrainer):
             self._prove_layout()
         if not has_tables:
             inputs = from_preference_batch(inputs)
-        cached = self.references.values(inputs[REFERENCE]) if REFERENCE in inputs else None
+        cached: Any = None
+        if REFERENCE in inputs:
+            assert self.references is not None, "it numbers the rows"
+            cached = self.references.values(inputs[REFERENCE])
         if "ref_chosen_logps" in inputs:
             # Of a data set without images, which TRL itself scores before training.
             cached = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
@@ -396,7 +413,13 @@ class MFPOTrainer(DPOTrainer):
                     self.references.add(name, dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def _term_losses(self, policy, text_inputs, logratios, return_outputs) -> tuple[dict[str, Tensor], Any]:
+    def _term_losses(
+        self,
+        policy: "_trl.Replay",
+        text_inputs: dict[str, Tensor],
+        logratios: dict[str, Tensor],
+        return_outputs: bool,
+    ) -> tuple[dict[str, Tensor], Any]:
         """The loss of every term with weight, a scalar each, and the model's outputs where they are asked for."""
         losses, outputs = {}, None
         for name in self.term_weights:

@@ -147,6 +147,7 @@ class MFPOCollator:
 
     def _cut(self, branches: Sequence[Branch]) -> Tensor:
         """Which branches lose the end of their answer, (N,) bool."""
+        assert self.max_length is not None
         cut = [len(b.prompt.tokens["input_ids"]) + len(b.completion) > self.max_length for b in branches]
         worker = torch.utils.data.get_worker_info()
         if any(cut) and (worker is None or worker.id == 0):

@@ -22,7 +22,9 @@ PACKED_SDPA = "packed_sdpa"
 """PyTorch's scaled dot-product attention, group by group where the mask is the table of a packed row."""
 
 
-def packed_sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs):
+def packed_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
     """Attention function for transformers' `AttentionInterface`; the table of a packed row is an int32 `attention_mask` of
     shape (1, 1, N, 5), any other mask is `sdpa`'s own."""
     if attention_mask is None or attention_mask.dtype != torch.int32:
@@ -103,7 +105,7 @@ def _packed_arguments(backbone: PreTrainedModel, table: list, inputs: dict[str, 
     kernel = attention_kernel(backbone.config.get_text_config())
     if kernel == PACKED_SDPA:
         assert len(tokens) == 1, "PACKED_SDPA reads one row that holds all groups"
-        mask = torch.tensor(table, dtype=torch.int32)[None, None]
+        mask: Any = torch.tensor(table, dtype=torch.int32)[None, None]
     elif kernel == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -131,7 +133,6 @@ class _DistinctImages:
 
     def enter(self, tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self.repeats = None
-        args = list(args)
         pixels = args[0] if args else kwargs.get("pixel_values", kwargs.get("hidden_states"))
         grid = kwargs.get("grid_thw")
         if not isinstance(pixels, Tensor) or (len(args) > 1 and grid is None):

@@ -77,7 +77,9 @@ def groups(table: Sequence[Span]) -> list[list[Span]]:
     return list(found.values())
 
 
-def attend_by_group(attend: Callable[..., Tensor], table: Sequence[Span], query: Tensor, key: Tensor, value: Tensor):
+def attend_by_group(
+    attend: Callable[..., Tensor], table: Sequence[Span], query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
     """Attention over one packed row, group by group and without a mask of the whole row.
 
     A prompt attends to itself causally, and all branches of a group to that group in one call: nothing is computed

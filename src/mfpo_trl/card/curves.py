@@ -154,9 +154,9 @@ def _panel(axes: Any, title: str, curves: Mapping[tuple[str, str], Series], sour
             line.set_marker(line.get_marker() if source != "train" else ".")
         axes.add_line(line)
     axes.autoscale_view()
-    steps = {step for own, _ in curves.values() for step in own}
-    if len(steps) == 1:
-        axes.set_xlim(min(steps) - 1, max(steps) + 1)
+    places = {step for own, _ in curves.values() for step in own}
+    if len(places) == 1:
+        axes.set_xlim(min(places) - 1, max(places) + 1)
     missing = sum(math.isnan(value) for _, values in curves.values() for value in values)
     axes.set_title(
         f"{title} (not finite and left out: {missing})" if missing else title,
@@ -186,7 +186,9 @@ def _line(colour: str, source: str, sources: Sequence[str], label: str | None = 
     from matplotlib.lines import Line2D
 
     number = sources.index(source)
-    own = {} if source == "train" else {"marker": MARKS[(number - 1) % len(MARKS)], "markersize": 5, "linestyle": "--"}
+    own: dict[str, Any] = {}
+    if source != "train":
+        own = {"marker": MARKS[(number - 1) % len(MARKS)], "markersize": 5, "linestyle": "--"}
     return Line2D([], [], color=colour, linewidth=1.3 if source == "train" else 0.8, label=label, **own)
 
 

@@ -96,7 +96,8 @@ def write_model_card(training: Training, card: ModelCard, model_name: str | None
         model_name: title of the card; the output folder's name when None.
         dataset_name: id of the data set; what the data set says of itself when None.
     """
-    folder, data = training.args.output_dir, card.data
+    folder = training.args.output_dir
+    data: Any = card.data  # its fields are those that a card has
     if hasattr(data, "licence"):
         del data.licence  # TRL's placeholder; the licence is the user's to name
     data.license = data.license or _licence(data.tags)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def _checked(content: object) -> Scores:
     return Scores(benchmark.strip(), metrics)
 
 
-def describe_scores(scores: list[Scores]) -> str:
+def describe_scores(scores: Sequence[Scores]) -> str:
     """A section with a line for each metric; empty where there is none."""
     if not scores:
         return ""

@@ -136,9 +136,9 @@ def engine_of(accelerate: str | None, deepspeed: str | Mapping[str, Any] | None,
         return _zero(count, machines, own.get("zero_stage", 2), away)
     if kind == "FSDP":
         own = settings.get("fsdp_config") or {}
-        away = bool(own.get("fsdp_offload_params"))
+        offloaded = bool(own.get("fsdp_offload_params"))
         whole = own.get("fsdp_reshard_after_forward") in (False, "SHARD_GRAD_OP")
-        return Engine(count, machines, 2 if whole else 3, False, away, away)
+        return Engine(count, machines, 2 if whole else 3, False, offloaded, offloaded)
     return Engine(count, machines)
 
 

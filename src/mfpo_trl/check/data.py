@@ -96,18 +96,18 @@ def evaluation(looks: Sequence[Look], rows: int | None, max_length: int | None) 
 
 
 def _valid(looks: Sequence[Look], rows: int | None, name: str = "rows", split: str = "dataset_train_split") -> Finding:
-    bad = [look for look in looks if look.error is not None]
+    bad = [(look.number, look.error) for look in looks if look.error is not None]
     of = "of a stream" if rows is None else f"of {rows}"
     details = {
         "read": len(looks),
         "rows": rows,
-        "invalid": [{"row": look.number, "field": _field(look.error), "error": look.error} for look in bad],
+        "invalid": [{"row": number, "field": _field(error), "error": error} for number, error in bad],
     }
     if not looks:
         return Finding(name, PROBLEM, "the data set has no rows", f"check dataset_name and {split}", details)
     if not bad:
         return Finding(name, OK, f"{len(looks)} {of} read, all valid", details=details)
-    errors = some(list(dict.fromkeys(look.error for look in bad)))
+    errors = some(list(dict.fromkeys(error for _, error in bad)))
     value = f"{len(bad)} of the {len(looks)} rows that were read ({of}) cannot be used:\n{errors}"
     return Finding(name, PROBLEM, value, "training stops at the first of them; mend or remove them", details)
 

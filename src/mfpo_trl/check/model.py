@@ -160,7 +160,8 @@ def targets(found: Model) -> Finding | None:
 
 def trainable(found: Model) -> Finding:
     """How many parameters are trained, of which parts."""
-    parts, everything = Counter(), 0
+    parts: Counter[str] = Counter()
+    everything = 0
     for name, parameter in found.model.named_parameters():
         everything += parameter.numel()
         parts[part_of(name)] += parameter.numel() if parameter.requires_grad else 0
@@ -199,4 +200,5 @@ def laid_out(found: Model, training: MFPOConfig) -> tuple[Layout, Finding]:
 
 def positions(found: Model) -> int | None:
     """How many positions the language part was made for, where its configuration says so."""
-    return getattr(found.model.config.get_text_config(), "max_position_embeddings", None)
+    config: Any = found.model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

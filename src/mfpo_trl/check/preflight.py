@@ -141,6 +141,7 @@ class Preflight:
         return [model.available(self.settings, built)]
 
     def _adapt(self) -> list[Finding]:
+        assert self.model is not None
         self.model = model.adapted(self.model.model, self.settings)
         self.adapted = True
         found = [*filter(None, [model.targets(self.model)]), model.trainable(self.model)]
@@ -150,6 +151,7 @@ class Preflight:
         return found
 
     def _lay_out(self) -> list[Finding]:
+        assert self.model is not None
         self.layout, finding = model.laid_out(self.model, self.training)
         return [finding]
 
@@ -158,7 +160,8 @@ class Preflight:
 
     def _look(self) -> list[Finding]:
         looker = rows.Looker(self.training, self.processor, self.dataset)
-        looks, longest = [], []
+        looks: list[rows.Look] = []
+        longest: list[tuple[int, int, Any]] = []
         for number, row in rows.read(self.dataset, self.rows):
             looks.append(look := looker(number, row))
             if look.error is None and look.has_room(self.training.max_length):
@@ -167,7 +170,7 @@ class Preflight:
                 longest = longest[: self.training.per_device_train_batch_size]
         self.longest = [(number, row) for _, number, row in longest]
         total = len(self.dataset) if isinstance(self.dataset, Dataset) else None
-        context = self.model and model.positions(self.model)
+        context = None if self.model is None else model.positions(self.model)
         return data.findings(looks, total, self.training, self.processor is not None, context)
 
     def _resume(self) -> list[Finding]:
@@ -189,6 +192,7 @@ class Preflight:
         return look.length if self.layout is None or self.layout.name == FLAT else look.size
 
     def _reckon(self) -> list[Finding]:
+        assert self.model is not None
         batch = None
         if self.longest and self.layout is not None and self.processor is not None:
             row = self.longest[0][1]

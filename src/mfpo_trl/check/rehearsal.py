@@ -72,7 +72,7 @@ class Rehearsal(MFPOTrainer):
         self.get_optimizer_cls_and_kwargs(self.args, self.model)
 
 
-WITHOUT = {
+WITHOUT: dict[str, dict[str, Any]] = {
     "optimizer": {"optim": "adamw_torch", "optim_args": ""},
     "schedule": {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": "{}"},
     "kernels": {"use_liger_kernel": False},

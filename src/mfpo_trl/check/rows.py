@@ -70,7 +70,8 @@ class _Watched:
     """Dispreferred images as they are made, and what was made last."""
 
     def __init__(self, make: DispreferredImages):
-        self.make, self.last = make, None
+        self.make = make
+        self.last: tuple[list[Image.Image], list[Image.Image]] | None = None
 
     def __call__(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[Image.Image]:
         self.last = None
@@ -112,7 +113,8 @@ class Looker:
         # Cuts nothing, so that every length is seen.
         collator = build_collator(training, processor, dataset, FLAT)
         self.watched = _Watched(collator.dispreferred)
-        self.collator: MFPOCollator = replace(collator, max_length=None, dispreferred=self.watched)
+        stand_in: Any = self.watched
+        self.collator: MFPOCollator = replace(collator, max_length=None, dispreferred=stand_in)
         self.processor = processor
 
     def __call__(self, number: int, row: Mapping[str, Any] | Exception) -> Look:

@@ -61,7 +61,7 @@ def tried(
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() if cuda else None
     value = f"forward, backward and optimizer on {what} in {seconds:.1f} s with loading; loss {loss:.4f}; "
-    value += f"peak {peak / GIB:.1f} GiB allocated" if cuda else "peak memory is not measured on a CPU"
+    value += f"peak {peak / GIB:.1f} GiB allocated" if peak is not None else "peak memory is not measured on a CPU"
     details |= {"seconds": seconds, "loss": loss, "peak_bytes": peak}
     if not math.isfinite(loss):
         return Finding("trial step", PROBLEM, value, "the loss is no number; try dtype: bfloat16 or float32", details)

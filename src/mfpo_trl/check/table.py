@@ -66,12 +66,16 @@ def table(findings: Sequence[Finding], width: int) -> str:
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    options = {"break_long_words": False, "break_on_hyphens": False}
     return [
         line
         for n, paragraph in enumerate(text.split("\n"))
         for line in textwrap.wrap(
-            paragraph, width, initial_indent=indent if n else "", subsequent_indent=indent or "  ", **options
+            paragraph,
+            width,
+            initial_indent=indent if n else "",
+            subsequent_indent=indent or "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
         )
     ]
 

@@ -76,7 +76,8 @@ def _progress(options: BuildOptions, pipeline: Pipeline, todo: Sequence[int], ra
             yield from _with_processes(options, todo, lambda part: bar.update(sizes[part]))
         else:
             for part in todo:
-                yield pipeline.build(part, bar.update)
+                pipeline.build(part, bar.update)
+                yield
 
 
 _PIPELINE: Pipeline | None = None
@@ -100,6 +101,7 @@ def _gpu(place: int) -> str | None:
 
 
 def _build(part: int) -> int:
+    assert _PIPELINE is not None, "each process starts with its own"
     _PIPELINE.build(part)
     return part
 

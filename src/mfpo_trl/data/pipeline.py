@@ -185,7 +185,7 @@ class Pipeline:
                 seed=own.seed,
             )
         dispreferred = DispreferredImages(own.corruption, own.corruption_kwargs, seed=own.seed)
-        score = build_difficulty(
+        score: Any = build_difficulty(
             own.scorer,
             model=own.model,
             device=self.device,
@@ -206,7 +206,7 @@ class Pipeline:
             "difficulty": Score(score),
         }
 
-    def build(self, part: int, progress: Callable[[int], None] = lambda rows: None) -> None:
+    def build(self, part: int, progress: Callable[[int], Any] = lambda rows: None) -> None:
         """Build a part and store it."""
         rows, report = self.parts.ranges[part], PartReport()
         done: list[Row] = []

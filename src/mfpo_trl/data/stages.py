@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -186,7 +186,7 @@ def _words(region: Any) -> tuple[str | None, float | None]:
     phrase, score = region.get("phrase", region.get("label")), region.get("score")
     if not isinstance(phrase, str | None) or not isinstance(score, Real | None):
         raise ValueError(f"found the phrase {phrase!r} with the score {score!r}; expected a text and a number")
-    return phrase and phrase.encode("utf-8", "replace").decode(), score
+    return phrase and phrase.encode("utf-8", "replace").decode(), cast("float | None", score)
 
 
 class Corrupt:
@@ -230,7 +230,7 @@ class Score:
     def __init__(self, score: Callable[[Sequence[Mapping[str, Any]]], list[float]] | None):
         self.score = score
 
-    def __call__(self, rows: list[Row]) -> list[Row | Rejected]:
+    def __call__(self, rows: list[Row]) -> list[Row]:
         todo = [row for row in rows if row.get("difficulty") is None]
         if self.score is not None and todo:
             inputs = [{**row, "images": row["pictures"]} for row in todo]

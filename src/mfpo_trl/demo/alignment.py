@@ -17,7 +17,7 @@ from .progress import show_bar
 CORRUPTION = {"step": 500, "schedule": "linear"}
 
 
-METHODS = {
+METHODS: dict[str, tuple[type[DPOTrainer], type[DPOConfig], dict[str, Any]]] = {
     "DPO": (DPOTrainer, DPOConfig, {}),
     "DPO + anchor": (MFPOTrainer, MFPOConfig, {"image_loss_weight": 0.0}),
     "MFPO": (MFPOTrainer, MFPOConfig, {"corruption_kwargs": CORRUPTION}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -110,7 +111,7 @@ def draw_contact_sheet(path: Path, exhibits: Sequence[Exhibit]) -> None:
     _save(figure, path)
 
 
-def _panel(axes, title: str, unit: str) -> None:
+def _panel(axes: Any, title: str, unit: str) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("step")
     axes.set_ylabel(unit)
@@ -119,7 +120,7 @@ def _panel(axes, title: str, unit: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _write_captions(axes, exhibit: Exhibit) -> None:
+def _write_captions(axes: Any, exhibit: Exhibit) -> None:
     """The true caption and each model's, one below the other; objects that are not there stand out."""
     axes.axis("off")
     lines = {"truth": exhibit.scene.caption, **exhibit.captions}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
@@ -16,7 +17,7 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, label: str):
         self.label = label
-        self.bar: tqdm | None = None
+        self.bar: Any = None  # until training begins
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(total=state.max_steps, desc=self.label, unit="step", ncols=88)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..card import told_of_local_base
 
@@ -384,7 +384,7 @@ def without_tokens(text: str, token: str | None = None) -> str:
 # On the command line
 
 
-def add_push(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_push(commands: Any) -> None:
     """Add `push` to the commands of a parser."""
     parser = commands.add_parser(
         "push",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,14 @@ NOT_A_RECIPE = (
     "rename or remove a column of another meaning, or name a corruption for all rows (corruption: diffusion), "
     "with which the column is not read"
 )
+
+
+class Donors(Protocol):
+    """Rows by their position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class DispreferredImages:
     region: str = "auto"
     seed: int | None = None
     resolution: Callable[[int, int], int] | None = None
-    donors: Sequence[Mapping[str, Any]] | None = None
+    donors: Donors | None = None
 
     @classmethod
     def of(cls, args: Any, resolution: Callable[[int, int], int] | None = None) -> "DispreferredImages":
@@ -224,7 +232,9 @@ class DispreferredImages:
         """
         return self._masks(row, images, self.recipe(row), row_digest(row.get("prompt"), images))
 
-    def _masks(self, row, images: Sequence[Image.Image], recipe: Recipe, digest: bytes) -> list[np.ndarray]:
+    def _masks(
+        self, row: Mapping[str, Any], images: Sequence[Image.Image], recipe: Recipe, digest: bytes
+    ) -> list[np.ndarray]:
         sizes = [(image.height, image.width) for image in images]
         if recipe.region == "random":
             generators = [row_generator(digest, recipe.seed, "region", n) for n in range(len(images))]
@@ -251,7 +261,15 @@ class DispreferredImages:
         except (ValueError, TypeError, OSError) as error:
             raise row_error(row, "key_regions", str(error)) from error
 
-    def _corrupted(self, row, image: Image.Image, mask: np.ndarray, recipe: Recipe, digest: bytes, position: int):
+    def _corrupted(
+        self,
+        row: Mapping[str, Any],
+        image: Image.Image,
+        mask: np.ndarray,
+        recipe: Recipe,
+        digest: bytes,
+        position: int,
+    ) -> Image.Image:
         rng = row_generator(digest, recipe.seed, recipe.corruption, position)
         pixels = np.asarray(image)
         kwargs = dict(recipe.kwargs)

@@ -76,6 +76,7 @@ TERMS = {
     "image": Term(("chosen", "corrupted"), lambda r, beta, margin: image_loss(r["chosen"], r["corrupted"], beta)),
     "anchor": Term(("chosen",), lambda r, beta, margin: anchor_loss(r["chosen"], beta, margin)),
 }
+"""Every term of the objective by its name; `MFPOConfig` has `<name>_loss_weight`."""
 
 
 def branches_read(weights: Mapping[str, float]) -> tuple[str, ...]:

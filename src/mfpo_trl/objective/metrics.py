@@ -19,7 +19,7 @@ CLIPPED = "completions/clipped_ratio"
 class Tally:
     """Means over many batches, each weighed by what was counted in it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._totals: Counted = {}
 
     def add(self, counted: Counted) -> None:

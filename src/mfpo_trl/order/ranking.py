@@ -228,6 +228,7 @@ def plan(args: MFPOConfig, dataset: Dataset, difficulties: np.ndarray, stage_of:
     """
     seed = args.seed if args.data_seed is None else args.data_seed
     ranks = 1 if args.accelerator_config.split_batches else processes
+    assert args.curriculum_epochs is not None, "a curriculum fills it"
     made = make_plan(
         stage_of,
         difficulties,

@@ -272,7 +272,9 @@ class Curriculum(TrainerCallback, ExportableState):
         starts = [0, *self.plan.ends[:-1]]
         factors = []
         for start, end in zip(starts, self.plan.ends, strict=True):
-            factors.append(schedule(args, end - start).lr_lambdas[0])
+            one = schedule(args, end - start)
+            assert isinstance(one, torch.optim.lr_scheduler.LambdaLR), "another kind was refused before"
+            factors.append(one.lr_lambdas[0])
 
         def factor(step: int) -> float:
             stage = min(self.plan.stage_of(step), len(starts) - 1)
@@ -319,7 +321,7 @@ class Curriculum(TrainerCallback, ExportableState):
         _trl.settle_reference_adapter(trainer)
         if not stage or step in self.plan.ends:
             return
-        self.weights = [tuple(pair) for pair in weights] if weights else None
+        self.weights = [(model, adapters) for model, adapters in weights] if weights else None
         if trainer.ref_model is not None:
             folder = reference_of_stage(stage, trainer.resumed_from)
             _trl.load_full_weights(_trl.unwrapped_of(trainer, trainer.ref_model), folder)

@@ -47,7 +47,8 @@ def weights_digest(model: nn.Module, read: Collection[str] = ()) -> tuple[str, s
 def adapter_settings(model: nn.Module, adapters: Collection[str]) -> list[Any]:
     """What these adapters of a model are told, in their configurations and since: a scaling can be set in the layers."""
     told = [(name, value) for name, value in _kept_by_name(model, adapters) if not isinstance(value, Tensor)]
-    return [[lasting(model.peft_config[name].to_dict()) for name in adapters], told]
+    owner: Any = model
+    return [[lasting(owner.peft_config[name].to_dict()) for name in adapters], told]
 
 
 WRAPPED = re.compile(r"\b(original_module|token_adapter|base_layer)\.")
@@ -77,7 +78,7 @@ def _adapter_owners(model: nn.Module) -> dict[str, str]:
         f"{prefix}{child}.{adapter}": adapter
         for prefix, tuner in _tuners(model)
         for child, kept in tuner.named_children()
-        for adapter in (kept.keys() if hasattr(kept, "keys") else ())
+        for adapter in getattr(kept, "keys", tuple)()
         if adapter in known
     }
 

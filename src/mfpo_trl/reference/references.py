@@ -180,7 +180,8 @@ class References:
         self.__dict__["model"] = self.trainer.model_wrapped
         self.__dict__["weights"] = weights or self._digests()
         for name, dataset, first in list(self._added.values()):
-            own, places = dataset, slice(first, first + len(dataset))
+            own = dataset
+            places: Any = slice(first, first + len(dataset))
             if dataset is self.trainer.train_dataset and fingerprint(dataset) not in self._whole:
                 own, places = dataset.select(rows), first + rows
             collator = self.trainer.data_collator
@@ -221,7 +222,7 @@ class References:
         args = trainer.args
         training_data = name.startswith("train_dataset")
         size = args.per_device_train_batch_size if training_data else args.per_device_eval_batch_size
-        loader = DataLoader(
+        loader: Any = DataLoader(
             Subset(NumberedRows.of(dataset), rows),
             batch_size=args.precompute_ref_batch_size or size,
             collate_fn=partial(_collate_numbered, collator),
@@ -256,9 +257,9 @@ def _on_main(read: Callable[[], Any]) -> Any:
             found[0] = read()
         except Exception as error:
             found[1] = error
-    value, error = broadcast_object_list(found, from_process=0)
-    if error is not None:
-        raise error
+    value, failure = broadcast_object_list(found, from_process=0)
+    if failure is not None:
+        raise failure
     return value
 
 
@@ -279,7 +280,9 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
     """Everything that the values depend on; a change is told by these names."""
     args, processor = trainer.args, collator.processor
     reads = "corrupted" in collator.branches
-    made = [recipe for recipe, _ in used_recipes(collator.dispreferred, dataset)] if reads else []
+    used = used_recipes(collator.dispreferred, dataset) if reads else []
+    assert used is not None, "the rows of a cache are stored"
+    made = [recipe for recipe, _ in used]
     others = trainer.train_dataset
     swaps = "swap" in {recipe.corruption for recipe in made}
     donors = f"{fingerprint(others)} {files_digest(others)}" if swaps else None

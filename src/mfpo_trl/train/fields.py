@@ -50,7 +50,7 @@ def _known(kinds: tuple[type, ...]) -> dict[str, _Field]:
         hints = get_type_hints(kind)
         for own in fields(kind):
             hint = hints[own.name]
-            members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+            members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
             if any(map(_is_enum, members)):
                 members = [member for member in members if member is not str]
             # Any text is a text; whether it is a number is asked first.

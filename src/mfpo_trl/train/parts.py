@@ -86,7 +86,7 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     Raises:
         ValueError: the model has no parameter of a part, by its names.
     """
-    found = Counter()
+    found: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if (part := part_of(name)) in parts:
             parameter.requires_grad_(False)

@@ -77,7 +77,7 @@ class AnswerLikelihood:
         ValueError: the model cannot be loaded.
     """
 
-    outputs = ("log_probs",)
+    outputs: tuple[str, ...] = ("log_probs",)
 
     def __init__(self, options: Options):
         from ... import _trl

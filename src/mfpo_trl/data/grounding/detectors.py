@@ -24,9 +24,12 @@ Boxes = tuple[np.ndarray, np.ndarray]
 
 
 class Detector(Protocol):
-    """Finds the boxes of phrases in pictures. `words` is the embedding of its text encoder, and its tokenizer."""
+    """Finds the boxes of phrases in pictures."""
 
-    words: tuple[Any, Any]
+    @property
+    def words(self) -> tuple[Any, Any]:
+        """The embedding of its text encoder, and its tokenizer."""
+        ...
 
     def boxes(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Boxes]]:
         """For each picture, the boxes of each of its phrases; none for a phrase that is not in it."""
@@ -74,7 +77,8 @@ class GroundingDino:
 
     def _parts(self, phrases: Sequence[str]) -> list[list[str]]:
         """The phrases cut into runs that fit the model's text, which it would otherwise cut off without a word."""
-        parts, room = [], 0
+        parts: list[list[str]] = []
+        room = 0
         for phrase in phrases:
             # A full stop and a question mark end a phrase in the model's eyes.
             phrase = " ".join(phrase.replace(".", " ").replace("?", " ").split())
@@ -134,7 +138,7 @@ class Owlv2:
         """
         texts = [[f"a photo of {phrase}" for phrase in own] for own in phrases]
         check_length(self.processor.tokenizer, texts, self.model.config.text_config.max_position_embeddings)
-        found = []
+        found: list[list[Boxes]] = []
         for batch in batches(range(len(images)), self.batch_size):
             found += self._forward([images[n] for n in batch], [texts[n] for n in batch])
         return found

@@ -33,7 +33,7 @@ from PIL import Image
 from ...images import random_region
 from ...rows import enlarged, row_digest, row_generator, to_rgb
 from .detectors import Detector, GroundingDino, Owlv2
-from .segmenters import BoxesThenMasks, ClipSeg, Masker, PairMasker, Sam, Sam3
+from .segmenters import BoxesThenMasks, ClipSeg, Masker, Sam, Sam3
 
 SEGMENTER = "facebook/sam-vit-base"
 """The SAM that turns boxes into masks where no other is named."""
@@ -277,7 +277,8 @@ def _readable(image: Image.Image) -> tuple[Image.Image, int, int]:
 def _shrunk(mask: np.ndarray, down: int, across: int) -> np.ndarray:
     """The mask of the image itself: a pixel counts when any of its copies does."""
     height, width = mask.shape
-    return mask.reshape(height // down, down, width // across, across).any(axis=(1, 3))
+    copies = mask.reshape(height // down, down, width // across, across)
+    return np.logical_or.reduce(copies, axis=(1, 3))
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -306,7 +307,7 @@ def _with_sam(detector: Detector, settings: Settings) -> Grounder:
     )
 
 
-def _pair_masker(kind: type[PairMasker], model: str, settings: Settings) -> Grounder:
+def _pair_masker(kind: type[ClipSeg | Sam3], model: str, settings: Settings) -> Grounder:
     threshold = _or(settings.box_threshold, 0.5)
     return ModelGrounder(kind(settings.model or model, settings.device, settings.batch_size, threshold))
 

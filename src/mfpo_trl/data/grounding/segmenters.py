@@ -26,9 +26,12 @@ Found = tuple[np.ndarray, float]
 
 
 class Masker(Protocol):
-    """Finds the masks of phrases in pictures. `words` is as of a `Detector`."""
+    """Finds the masks of phrases in pictures."""
 
-    words: tuple[Any, Any]
+    @property
+    def words(self) -> tuple[Any, Any]:
+        """As of a `Detector`."""
+        ...
 
     def masks(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Found]]:
         """One `(mask, score)` a phrase."""
@@ -73,7 +76,7 @@ class Sam:
                 masks = [np.zeros(images[n].size[::-1], dtype=bool) for _ in boxes[n]]
                 for mask, group in zip(masks, boxes[n], strict=True):
                     for part in batches(group, PROMPTS_AT_ONCE):
-                        mask |= self._union(embeddings[n], inputs[n], part)
+                        mask |= self._union(embeddings[n], inputs[n], np.asarray(part))
                 yield masks
 
     def _union(self, embedding: torch.Tensor, inputs: Any, boxes: np.ndarray) -> np.ndarray:

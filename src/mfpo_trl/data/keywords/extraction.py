@@ -19,6 +19,10 @@ FIRST_BOOST = 1.1
 Vectors = Callable[[Sequence[str]], np.ndarray]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
 @dataclass(frozen=True)
 class Keyword:
     """A phrase in lower case, its PageRank score in (0, 1], and the index of its first word in the answer."""
@@ -54,10 +58,10 @@ class KeywordOptions:
     def __post_init__(self) -> None:
         rules: dict[str, tuple[Callable[[Any], bool], str]] = {
             "top_k": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
-            "phi": (lambda value: isinstance(value, Real) and 0 < value < np.inf, "a finite number above 0"),
-            "gamma": (lambda value: isinstance(value, Real) and 0 <= value < np.inf, "a finite number from 0 up"),
-            "lambda_": (lambda value: isinstance(value, Real) and 0 <= value < np.inf, "a finite number from 0 up"),
-            "damping": (lambda value: isinstance(value, Real) and 0 <= value < 1, "a number in [0, 1)"),
+            "phi": (lambda value: _is_number(value) and 0 < value < np.inf, "a finite number above 0"),
+            "gamma": (lambda value: _is_number(value) and 0 <= value < np.inf, "a finite number from 0 up"),
+            "lambda_": (lambda value: _is_number(value) and 0 <= value < np.inf, "a finite number from 0 up"),
+            "damping": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
             "variant": (lambda value: value in tuple(WEIGHTS), f"one of {', '.join(WEIGHTS)}"),
         }
         for name, (fits, expected) in rules.items():
@@ -110,7 +114,7 @@ def phrase_graph(found: Sequence[Candidate], options: KeywordOptions, vectors: V
 
     weights = WEIGHTS[options.variant](found, options, vectors)
     sources, targets = np.nonzero(weights)
-    graph = networkx.DiGraph()
+    graph: networkx.DiGraph[int] = networkx.DiGraph()
     graph.add_nodes_from(range(len(found)))
     graph.add_weighted_edges_from(
         zip(sources.tolist(), targets.tolist(), weights[sources, targets].tolist(), strict=True)
@@ -158,7 +162,7 @@ def multipartite_weights(found: Sequence[Candidate]) -> np.ndarray:
     boosted = weights.copy()
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        first = min(members, key=lambda i: found[i].positions[0])
+        first = min(members.tolist(), key=lambda i: found[i].positions[0])
         others = members[members != first]
         boost = FIRST_BOOST * np.exp(1 / (1 + found[first].positions[0]))
         boosted[:, first] += boost * weights[others].sum(axis=0)

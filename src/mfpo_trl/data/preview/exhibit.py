@@ -75,7 +75,7 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
         Pair(
             outlined(displayed(image), [display_mask(mask, fitted(image.size)) for mask in some]),
             displayed(other),
-            tuple(f"{picture.width} x {picture.height} px" for picture in (image, other)),
+            (f"{image.width} x {image.height} px", f"{other.width} x {other.height} px"),
             [(COLOURS[n % len(COLOURS)], _region_words(n, region)) for n, region in enumerate(given)]
             or [(None, bare)],
         )

@@ -16,13 +16,16 @@ OUTLINE, THIN = 3, 60
 @functools.lru_cache
 def typeface(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font, the same on every machine, at `size` pixels."""
-    return ImageFont.load_default(size=size)
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "a size asks for the font with outlines"
+    return font
 
 
 def fitted(size: tuple[int, int]) -> tuple[int, int]:
     """Width and height at which a picture fills its place on the sheet, its aspect ratio kept, 1 pixel at least."""
     scale = min(PICTURE[0] / size[0], PICTURE[1] / size[1])
-    return tuple(max(1, min(most, round(side * scale))) for side, most in zip(size, PICTURE, strict=True))
+    width, height = (max(1, min(most, round(side * scale))) for side, most in zip(size, PICTURE, strict=True))
+    return width, height
 
 
 def displayed(image: Image.Image) -> Image.Image:
@@ -67,7 +70,7 @@ def outlined(picture: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
         pixels[_grown(mask, False) & ~mask] = 0
         if thickness == OUTLINE:
             pixels[inner & ~_eroded(inner)] = 0
-    down, across = np.indices(pixels.shape[:2], sparse=True)
+    down, across = np.arange(pixels.shape[0])[:, None], np.arange(pixels.shape[1])
     turn = (down + across) // 8 % np.maximum(np.sum(bands, axis=0), 1)
     rank = np.zeros(pixels.shape[:2], dtype=int)
     for n, band in enumerate(bands):
@@ -91,7 +94,8 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 def _number(picture: Image.Image, masks: Sequence[np.ndarray]) -> None:
     """A region's number goes to an end of its border where it covers no other number; without such a place it is left
     out, and the colour tells the region."""
-    draw, taken, font, height = ImageDraw.Draw(picture), [], typeface(13), 17
+    draw, font, height = ImageDraw.Draw(picture), typeface(13), 17
+    taken: list[tuple[int, int, int]] = []
     for n, mask in enumerate(masks):
         width = int(font.getlength(str(n + 1))) + 8
         ys, xs = np.nonzero(mask)
@@ -111,4 +115,5 @@ def _number(picture: Image.Image, masks: Sequence[np.ndarray]) -> None:
 
 
 def _rgb(position: int) -> tuple[int, int, int]:
-    return ImageColor.getrgb(COLOURS[position % len(COLOURS)])
+    red, green, blue = ImageColor.getrgb(COLOURS[position % len(COLOURS)])[:3]
+    return red, green, blue

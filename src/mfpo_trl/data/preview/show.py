@@ -42,7 +42,7 @@ class ParquetRows(Sequence):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return next(self.take([index]))
@@ -77,7 +77,7 @@ class ParquetRows(Sequence):
         return row
 
 
-def _opened(part: Path):
+def _opened(part: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 

@@ -87,7 +87,8 @@ class DatasetRows:
     def __init__(self, dataset: Any):
         # As Arrow, images stay the bytes and paths that they are.
         self.dataset = dataset.with_format("arrow")
-        self.identity, self.optional = dataset._fingerprint, set()
+        self.identity = dataset._fingerprint
+        self.optional: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -174,6 +175,7 @@ def image_bytes(value: Any, roots: Sequence[Path]) -> dict[str, Any]:
             f"expected bytes or a path, found {found if isinstance(value, Mapping) else type(value).__name__}"
         )
     if data is None:
+        assert path is not None
         data = image_file(path, roots).read_bytes()
     if not data:
         raise ValueError(f"the file {str(path)!r} is empty (0 bytes)" if path else "the image is empty (0 bytes)")

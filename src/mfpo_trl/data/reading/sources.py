@@ -205,8 +205,8 @@ def _vlfeedback(row: Mapping[str, Any]) -> list[Row]:
     """
     rated = []
     for completion in _listed(row["completions"]):
-        ratings = [_rating((completion.get("annotations") or {}).get(aspect)) for aspect in ASPECTS]
-        ratings = [rating for rating in ratings if rating is not None]
+        found = [_rating((completion.get("annotations") or {}).get(aspect)) for aspect in ASPECTS]
+        ratings = [rating for rating in found if rating is not None]
         if ratings and completion.get("response"):
             rated.append((sum(ratings) / len(ratings), completion["response"]))
     pairs = [sorted(pair, key=lambda own: -own[0]) for pair in combinations(rated, 2) if pair[0][0] != pair[1][0]]
@@ -228,7 +228,8 @@ def _listed(value: Any) -> list[Mapping[str, Any]]:
 
 def _rating(annotation: Any) -> float | None:
     try:
-        rating = float((annotation or {}).get("Rating"))
+        value: Any = (annotation or {}).get("Rating")
+        rating = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return rating if math.isfinite(rating) else None

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,8 +27,8 @@ LARGE, SMALL = 0.8, 0.005
 class PartReport:
     """Collects the counts and times of a part while it is built."""
 
-    def __init__(self):
-        self.seconds: Counter[str] = Counter()
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
         self.rejected: list[dict[str, Any]] = []
 
     @contextmanager
