@@ -115,14 +115,14 @@ def check_image_columns(dataset: Any, name: str) -> None:
     Raises:
         ValueError: names the column, and what it should be called.
     """
-    features = getattr(dataset, "features", None)
+    features: Any = getattr(dataset, "features", None)
     if not is_stored(dataset):
         features = None if isinstance(dataset, Dataset) else features
         if features is not None and (
             {"image", "images"} & set(features) or not any(map(_may_hold_images, features.values()))
         ):
             return
-        row = next(iter(dataset if features is None else dataset.decode(False)), {})
+        row: Mapping[str, Any] = next(iter(dataset if features is None else dataset.decode(False)), {})
         holding = [] if {"image", "images"} & set(row) else [own for own in row if _is_image(row[own])]
     else:
         candidates = [column for column in features if _may_hold_images(features[column])]

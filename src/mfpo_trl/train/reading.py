@@ -1,7 +1,7 @@
 """A data set as it is published or written by hand -> rows as the trainer takes them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,8 @@ def _plain_prompts(dataset: Any, images: Sequence[str]) -> Iterator[tuple[int, s
     """The prompts that are plain texts in rows with an image, by their numbers; of a stream that of the first row, which
     stands for all."""
     if not isinstance(dataset, Dataset):
-        row = next(iter(dataset), {})
-        prompts = [(0, row["prompt"])] if any(row.get(own) for own in images) else []
+        row: Mapping[str, Any] = next(iter(dataset), {})
+        prompts: Iterable[tuple[int, Any]] = [(0, row["prompt"])] if any(row.get(own) for own in images) else []
     elif isinstance(dataset.features["prompt"], List):
         return
     else:
@@ -128,17 +128,17 @@ def _converted(dataset: Dataset, names: Mapping[str, str], kind: str, name: str)
     """A row for every pair, its texts as messages of parts, beside the columns that are kept, by their names in both."""
     features = Features({**dict.fromkeys(TEXTS, MESSAGES), FROM: Value("int64")})
     texts = mapped(dataset, _texts, features, kind=kind, name=name)
-    rows = texts.with_format("numpy")[:][FROM] if len(texts) else []
-    if not len(rows):
+    rows = [int(number) for number in texts[FROM]]
+    if not rows:
         raise ValueError(f"{name}: no row, read as {kind!r}, holds two answers of which one is better")
-    if left := len(dataset) - len(set(rows.tolist())):
+    if left := len(dataset) - len(set(rows)):
         logger.warning(
             f"{name}: {left} of the {len(dataset)} rows hold no two answers of which one is better. They are left out."
         )
     if not names:
         return texts.remove_columns(FROM)
     rest = dataset.select_columns(list(names)).rename_columns(dict(names))
-    if rows.tolist() != list(range(len(dataset))):
+    if rows != list(range(len(dataset))):
         rest = rest.select(rows)
     return concatenate_datasets([rest, texts.remove_columns(FROM)], axis=1)
 
@@ -201,7 +201,7 @@ def _stream(
     """A stream whose rows are read as they come. Its images of the type `Image` are left to `datasets`, which opens what is
     inside of archives and on the web."""
     features = dataset.features
-    forms = features or next(iter(dataset), {})
+    forms: Mapping[str, Any] = features or next(iter(dataset), {})
     files = [own for own in files if _names_files(forms.get(own))]
     if kind is None and not files:
         return dataset
