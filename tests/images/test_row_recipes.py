@@ -147,7 +147,7 @@ def test_rows_to_evaluate_on_may_swap_where_others_do_not(swaps, tmp_path):
     train, other = (data(*[swap if swaps == name else blur] * 4) for name in ("train", "eval"))
     args = config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1)
     trainer = MFPOTrainer(
-        tiny.model(), args=args, train_dataset=train, eval_dataset=other, processing_class=tiny.processor()
+        tiny.model(), tiny.model(), args, train_dataset=train, eval_dataset=other, processing_class=tiny.processor()
     )
     trainer.train()
     assert any("eval_loss/image" in line for line in trainer.state.log_history)
