@@ -111,7 +111,9 @@ def test_without_image_and_anchor_it_is_dpo(tmp_path, options, lora):
         trainer = build(cls, {"optim": "sgd", "learning_rate": 1e-2, **options, **extra}, tmp_path, **peft)
         trainer.train()
         runs.append(trainer)
-    assert_same_history(history(runs[0]), history(runs[1]), extra={"loss/text", "tokens/padding", "completions/clipped_ratio"})
+    assert_same_history(
+        history(runs[0]), history(runs[1]), extra={"loss/text", "tokens/padding", "completions/clipped_ratio"}
+    )
     assert_same_weights(runs[0].model, runs[1].model)
     first = history(runs[1])[0]
     assert first["grad_norm"] > 1e-3 and abs(first["rewards/chosen"]) > 1e-4
