@@ -111,6 +111,12 @@ def test_private_names_of_trl_are_in_one_place(path):
             assert module == "trl" or path.name == "_trl.py", f"{path.name} reaches into {module}"
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by it."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py")]
+    assert len(set(names)) == len(names)
+
+
 def test_every_room_has_a_floor():
     """And the root stays as small as it is said to be."""
     inside = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}

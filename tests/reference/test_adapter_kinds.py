@@ -235,7 +235,7 @@ def trainer_like(model: nn.Module) -> SimpleNamespace:
     return SimpleNamespace(
         model=model,
         ref_model=None,
-        accelerator=SimpleNamespace(unwrap_model=lambda own: own),
+        accelerator=SimpleNamespace(unwrap_model=lambda own, **_: own),
         args=SimpleNamespace(disable_dropout=True),
     )
 

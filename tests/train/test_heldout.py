@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 from datasets import Dataset
-from test_reading import splits
+from test_read_rows import splits
 
 
 @pytest.fixture(scope="module")

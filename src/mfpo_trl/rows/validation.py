@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate.logging import get_logger
-from datasets import Dataset, Image
+from datasets import Dataset, Image, IterableDataset
 from PIL.Image import Image as Picture
 from trl import extract_prompt
 
@@ -115,7 +115,9 @@ def check_image_columns(dataset: Any, name: str) -> None:
     Raises:
         ValueError: names the column, and what it should be called.
     """
-    features: Any = getattr(dataset, "features", None)
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return
+    features: Any = dataset.features
     if not is_stored(dataset):
         features = None if isinstance(dataset, Dataset) else features
         if features is not None and (
@@ -181,7 +183,7 @@ def has_images(dataset: Any) -> bool:
 def rows_with_images(dataset: Dataset) -> np.ndarray:
     """The numbers of the rows that hold an image, read from the columns' lengths, not from the images."""
     holds = np.zeros(len(dataset), dtype=bool)
-    for column in {"image", "images"} & set(dataset.column_names):
+    for column in {"image", "images"} & set(dataset.column_names) if len(dataset) else ():
         batches = dataset.select_columns(column).with_format("arrow").iter(1000)
         values = [_is_filled(batch.column(0)) for batch in batches]
         holds |= np.concatenate(values)
