@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 HELD = """
 import atexit, sys, threading, time
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mfpo_trl import leaving
 
 how, meeting, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-going = threading.Event()
+going, dropped = threading.Event(), Path(meeting + ".dropped")
 
 
 class Held:
@@ -34,14 +36,16 @@ def main():
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method="file://" + meeting)
     wrapped = DistributedDataParallel(torch.nn.Linear(2, 2))
     if rank == 1:
-        # Nobody has hold of the tensor by now but the thread of gloo that waits for this rank.
-        time.sleep(1)
+        while not dropped.exists():
+            time.sleep(0.01)
         dist.all_reduce(torch.ones(1))
         return
     tensor = torch.ones(1)
     tensor.held = Held()
     dist.all_reduce(tensor, async_op=True)
     del tensor
+    # Nobody has hold of it now but the thread of gloo that waits for the other rank.
+    dropped.touch()
     going.wait()
     dist.destroy_process_group()
     atexit.register(lambda: print("registered for the end, in a group:", dist.is_initialized()))

@@ -381,6 +381,8 @@ def test_answers_that_are_cut_are_counted(tmp_path, caplog, workers, sharing):
     shares = [line["completions/clipped_ratio"] for line in history(trainer) if "loss" in line]
     assert len(shares) > 1 and np.mean(shares) == pytest.approx(cut / 16)
     assert history(trainer)[-2]["eval_completions/clipped_ratio"] == pytest.approx(cut / 16)
+    trainer.train()
+    assert caplog.text.count(f"{cut} of the 16 answers that were trained on in this run") == 2
 
 
 def test_terms_are_means_of_steps_where_the_last_is_short(tmp_path):

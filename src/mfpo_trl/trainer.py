@@ -476,10 +476,15 @@ class MFPOTrainer(DPOTrainer):
             means["rewards/modality_balance"] = modality_balance(sum(text) / len(text), image)
         _trl.metrics_of(self, mode).update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
-        cut, answers = map(int, self._clipped)
-        if cut and "train_runtime" in logs:
+        if "train_runtime" in logs:
+            self._say_what_was_cut()
+
+    def _say_what_was_cut(self) -> None:
+        """At the end of a call of `train`, of the steps that it took: those of a run that it goes on from are not counted."""
+        (cut, answers), self._clipped = map(int, self._clipped), [0.0, 0.0]
+        if cut:
             logger.warning(
-                f"max_length={self.args.max_length} has cut the end of {cut} of the {answers} answers that were trained on."
+                f"max_length={self.args.max_length} has cut the end of {cut} of the {answers} answers that were trained on in this run."
             )
 
     # Checkpoints
