@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HELD = """
-import atexit, sys, threading, time
+import atexit, os, sys, threading, time
 from pathlib import Path
 
 import torch
@@ -21,27 +21,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mfpo_trl import leaving
 
-how, meeting, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-going, dropped = threading.Event(), Path(meeting + ".dropped")
-
 
 class Held:
+    def __init__(self, going):
+        self.going = going
+
     def __del__(self):
         assert threading.current_thread() is not threading.main_thread()
-        going.set()
+        self.going.set()
         time.sleep(2)
 
 
-def main():
-    dist.init_process_group("gloo", rank=rank, world_size=2, init_method="file://" + meeting)
+def main(folder, rank, ending):
+    going, dropped = threading.Event(), folder / "dropped"
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/meeting")
     wrapped = DistributedDataParallel(torch.nn.Linear(2, 2))
     if rank == 1:
         while not dropped.exists():
             time.sleep(0.01)
         dist.all_reduce(torch.ones(1))
-        return
+        return None
     tensor = torch.ones(1)
-    tensor.held = Held()
+    tensor.held = Held(going)
     dist.all_reduce(tensor, async_op=True)
     del tensor
     # Nobody has hold of it now but the thread of gloo that waits for the other rank.
@@ -49,10 +50,28 @@ def main():
     going.wait()
     dist.destroy_process_group()
     atexit.register(lambda: print("registered for the end, in a group:", dist.is_initialized()))
-    ENDING
+    return ending()
 
 
-leaving.run(main) if how == "leave" else main()
+def fork(folder, rank, ending):
+    \"\"\"The process of a rank, which has the imports behind it.\"\"\"
+    process = os.fork()
+    if process:
+        return process
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
+    leaving.run(lambda: main(folder, rank, ending))
+
+
+ranks = {}
+for number, code in enumerate(sys.argv[2:]):
+    own = Path(sys.argv[1], str(number))
+    own.mkdir()
+    exec(f"def ending():\\n    {code}")
+    ranks[own] = [fork(own, rank, ending) for rank in (0, 1)]
+for own, processes in ranks.items():
+    status = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    (own / "status").write_text(str(status[0]))
 """
 
 ENDINGS = {
@@ -65,27 +84,28 @@ ENDINGS = {
 }
 
 
-def ended(tmp_path, how: str, ending: str) -> subprocess.CompletedProcess:
-    """How the first of two ranks ends, while a thread of gloo is busy letting go of a tensor."""
-    script = tmp_path / "script.py"
-    script.write_text(HELD.replace("ENDING", ending))
-    command = [sys.executable, str(script), how, str(tmp_path / "meeting")]
-    options = {"text": True, "env": {**os.environ, "RANK": "0"}}
-    with subprocess.Popen([*command, "1"], stderr=subprocess.DEVNULL, **options) as other:
-        done = subprocess.run([*command, "0"], capture_output=True, timeout=240, **options)
-        other.wait(timeout=240)
-    return done
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+    """How the first of two ranks ends, while a thread of gloo is busy letting go of a tensor: its status and what it said."""
+    folder = tmp_path_factory.mktemp("endings")
+    (folder / "script.py").write_text(HELD)
+    command = [sys.executable, str(folder / "script.py"), str(folder), *ENDINGS]
+    subprocess.run(command, env={**os.environ, "RANK": "0"}, check=True, timeout=240)
+    return {
+        ending: (int((own / "status").read_text()), (own / "stdout-0").read_text(), (own / "stderr-0").read_text())
+        for ending, own in ((ending, folder / str(number)) for number, ending in enumerate(ENDINGS))
+    }
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_process_ends_with_its_own_status(tmp_path, ending):
+def test_a_process_ends_with_its_own_status(ended, ending):
     """What is registered for the end is called, and everything is printed."""
-    done = ended(tmp_path, "leave", ending)
-    assert done.returncode == ENDINGS[ending], done.stderr[-2000:]
-    assert done.stdout == "registered for the end, in a group: False\n"
-    assert "terminate called" not in done.stderr
-    assert ("KeyError: 'why'" in done.stderr) == ("KeyError" in ending)
-    assert ("a sentence" in done.stderr) == ("a sentence" in ending)
+    status, said, error = ended[ending]
+    assert status == ENDINGS[ending], error[-2000:]
+    assert said == "registered for the end, in a group: False\n"
+    assert "terminate called" not in error
+    assert ("KeyError: 'why'" in error) == ("KeyError" in ending)
+    assert ("a sentence" in error) == ("a sentence" in ending)
 
 
 ALONE = """

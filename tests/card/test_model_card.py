@@ -31,7 +31,7 @@ from mfpo_trl.card.facts import describe_devices, describe_engine, describe_time
 from mfpo_trl.card.markdown import hub_id, plain
 from mfpo_trl.card.model_card import describe_dataset, hub_dataset
 from mfpo_trl.card.scores import Scores, evaluation_results, read_scores
-from mfpo_trl.hub.upload import MODEL_FILES, files_to_push
+from mfpo_trl.hub.files import MODEL_FILES, files_to_push
 
 DRAWS = True
 

@@ -16,7 +16,7 @@ from mfpo_trl.data.writing import citations
 from mfpo_trl.data.writing.card import card, cited
 from mfpo_trl.data.writing.licence import licence_of, source_name
 from mfpo_trl.data.writing.report import kind, without_folder
-from mfpo_trl.hub.upload import DATASET_FILES, files_to_push
+from mfpo_trl.hub.files import DATASET_FILES, files_to_push
 
 HUB = "[{0}](https://huggingface.co/datasets/{0})"
 BAD = ["../out.jpg", "none.jpg", "/etc/none.jpg", "~/a.jpg"]

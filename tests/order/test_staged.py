@@ -23,7 +23,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.data.difficulty.measures import build_difficulty
-from mfpo_trl.order import staged
+from mfpo_trl.order import check_stage_reference, staged
 from mfpo_trl.reference import references as reference
 
 DIFFICULTY = [(5 * n) % 13 + n / 100 for n in range(13)]
@@ -188,7 +188,7 @@ def test_the_policy_becomes_no_shards_reference(tmp_path):
     trainer.is_deepspeed_enabled = True
     trainer.args.curriculum_reference = "stage"
     with pytest.raises(ValueError, match="not done for the shards of DeepSpeed or FSDP"):
-        staged.check_stage_reference(trainer)
+        check_stage_reference(trainer)
 
 
 class Slow(TrainerCallback):

@@ -1,12 +1,12 @@
+from .command import add_push as add_push
+from .files import without_tokens as without_tokens
 from .pushing import check_strategy as check_strategy
 from .pushing import push_checkpoint as push_checkpoint
 from .pushing import push_model as push_model
 from .pushing import tokens_hidden as tokens_hidden
 from .upload import PushError as PushError
-from .upload import add_push as add_push
 from .upload import check_login as check_login
 from .upload import open_repository as open_repository
 from .upload import push as push
 from .upload import push_trained as push_trained
 from .upload import token_for as token_for
-from .upload import without_tokens as without_tokens

@@ -1,51 +1,20 @@
-"""The way up to the Hugging Face Hub: which files of a folder go there, and what is said when they do not arrive."""
+"""The way up to the Hugging Face Hub, and what is said when files do not arrive."""
 
-import argparse
 import glob
-import json
 import logging
-import re
 import shlex
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..card import told_of_local_base
+from .files import DATASET_FILES, MODEL_FILES, check_folder, files_to_push, kind_of, refuse_tokens, without_tokens
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
-
-MODEL_FILES = (
-    "*.safetensors *.safetensors.index.json */adapter_model.safetensors */adapter_config.json *config.json "
-    "tokenizer.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt *.tiktoken "
-    "spiece.model sentencepiece*.model chat_template.json chat_template.jinja additional_chat_templates/*.jinja "
-    "README.md LICENSE*"
-).split()
-"""What a model, or an adapter, is loaded from and described by."""
-
-DATASET_FILES = ("data/*.parquet", "README.md", "report.json")
-"""What `mfpo build` makes of a data set, without its rejected rows and its notes on the build."""
-
-STATE = ("training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*")
-"""What a training goes on from."""
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-"""Files that can run code when they are loaded."""
-
-NEVER = (*STATE, *PICKLES, "checkpoint-*", "runs", "wandb", ".*", "_*")
-"""Names of files and folders that stay, whatever is asked for."""
-
-BINARY = (".safetensors", ".parquet", ".png", ".model")
-"""Suffixes of the files that are not searched for an access token."""
-
-ACCESS_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|hf_(oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,}")
-
-PICTURE = re.compile(r"[^\s()<>\[\]\"']+\.png")
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -220,97 +189,6 @@ def push_trained(
     )
 
 
-# What is pushed
-
-
-def kind_of(folder: Path) -> str:
-    """The type of the repository that a folder is for: "dataset" for what `mfpo build` has finished, or "model"."""
-    return "dataset" if any(folder.glob("data/*.parquet")) and (folder / "report.json").is_file() else "model"
-
-
-def check_folder(folder: Path, repo_type: str) -> None:
-    """Refuse a folder that cannot be loaded from the Hub.
-
-    Raises:
-        ValueError: says what was looked for.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
-    if repo_type == "dataset":
-        found = any(folder.glob("data/*.parquet"))
-    elif repo_type == "model":
-        pickles = _pickled_weights(folder)
-        if pickles and not any(folder.glob("*.safetensors")):
-            raise ValueError(
-                f"{folder} has weights as pickles only ({', '.join(pickles[:3])}), which can run code when they are "
-                f"loaded. Load the model and save it again with `model.save_pretrained({str(folder)!r})`, which writes "
-                "safetensors"
-            )
-        _check_shards(folder)
-        adapter = all((folder / f"adapter_{name}").is_file() for name in ("config.json", "model.safetensors"))
-        found = adapter or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
-    else:
-        raise ValueError(f"a repository of type {repo_type!r} is unknown here; expected 'model' or 'dataset'")
-    if not found:
-        raise ValueError(
-            f"{folder} holds no {'data set' if repo_type == 'dataset' else 'model, adapter or data set'}; looked for "
-            "config.json with *.safetensors (a model), adapter_config.json with adapter_model.safetensors (an adapter), "
-            "and data/*.parquet with report.json (a data set of mfpo build)"
-        )
-
-
-def _pickled_weights(folder: Path) -> list[str]:
-    names = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    return [name for name in names if not any(fnmatch(name, pattern) for pattern in STATE)]
-
-
-def _check_shards(folder: Path) -> None:
-    for index in folder.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise ValueError(f"{index} names weights that are not there: {', '.join(missing)}. Save the model again")
-
-
-def files_to_push(folder: Path, allow: Sequence[str]) -> list[str]:
-    """The files that match the patterns, and the pictures that the card shows, by their paths inside the folder, sorted.
-
-    Args:
-        folder: of the files.
-        allow: glob patterns; `*` stays within a folder.
-    """
-    found = {path.relative_to(folder).as_posix() for pattern in allow for path in folder.glob(pattern)}
-    found |= set(_pictures(folder)) if "README.md" in found else set()
-    return sorted(
-        name
-        for name in found
-        if (folder / name).is_file() and not any(fnmatch(part, own) for part in name.split("/") for own in NEVER)
-    )
-
-
-def _pictures(folder: Path) -> Iterator[str]:
-    for name in PICTURE.findall((folder / "README.md").read_text(encoding="utf-8")):
-        path = Path(name)
-        if not path.is_absolute() and ".." not in path.parts:
-            yield path.as_posix()
-
-
-def refuse_tokens(folder: Path, files: Sequence[str], token: str) -> None:
-    """Refuse texts that hold an access token, which everybody could use who sees the repository.
-
-    Raises:
-        ValueError: names the file.
-    """
-    for name in files:
-        if (folder / name).suffix not in BINARY:
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
-            if token in text or ACCESS_TOKEN.search(text):
-                raise ValueError(f"{folder / name} holds an access token of the Hub; take it out and push again")
-
-
-# How it gets there
-
-
 def _upload(
     folder: Path,
     files: Sequence[str],
@@ -374,45 +252,3 @@ def _is_lost(error: BaseException) -> bool:
     # The HTTP library of huggingface_hub changes from version to version; the name of this class does not.
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names
-
-
-def without_tokens(text: str, token: str | None = None) -> str:
-    """The same text without this token, and without what looks like one of the Hub."""
-    return ACCESS_TOKEN.sub("<token>", text.replace(token, "<token>") if token else text)
-
-
-# On the command line
-
-
-def add_push(commands: Any) -> None:
-    """Add `push` to the commands of a parser."""
-    parser = commands.add_parser(
-        "push",
-        help="upload a model, an adapter or a built data set to the Hugging Face Hub",
-        description="Upload the safetensors, configurations, tokenizer, processor, chat template and card of a model or an "
-        "adapter, or the rows, card and report of a built data set. Checkpoints, optimizer states, pickles and logs stay. "
-        "Needs a token with write access: log in with `hf auth login`, or set HF_TOKEN.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what training or mfpo build has written")
-    parser.add_argument("repo", metavar="REPO", help="id on the Hub, user/name; created where it is missing")
-    parser.add_argument("--private", action="store_true", help="nobody else may see it")
-    parser.add_argument("--type", choices=("model", "dataset"), help="of the repository; guessed from what DIR holds")
-    parser.add_argument("--revision", help="branch, created where it is missing (default: main)")
-    parser.set_defaults(run=_push)
-
-
-def _push(args: argparse.Namespace) -> int:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("mfpo push: %(message)s"))
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
-    try:
-        repo_type = args.type or kind_of(args.folder)
-        print(push(args.folder, args.repo, repo_type=repo_type, private=args.private, revision=args.revision))
-    except KeyboardInterrupt:
-        print("mfpo push: stopped; the same command tries again.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"mfpo push: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0

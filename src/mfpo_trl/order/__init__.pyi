@@ -6,11 +6,11 @@ from .ranking import describe as describe
 from .ranking import given_difficulties as given_difficulties
 from .ranking import plan as plan
 from .ranking import with_stages as with_stages
+from .refusals import check_curriculum as check_curriculum
+from .refusals import check_stage_arguments as check_stage_arguments
+from .refusals import check_stage_reference as check_stage_reference
 from .sampling import check_grouping as check_grouping
 from .sampling import grouped_sampler as grouped_sampler
 from .staged import Curriculum as Curriculum
-from .staged import check_curriculum as check_curriculum
-from .staged import check_stage_arguments as check_stage_arguments
-from .staged import check_stage_reference as check_stage_reference
 from .staged import kept_order as kept_order
 from .staged import reference_of_stage as reference_of_stage
