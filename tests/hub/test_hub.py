@@ -499,6 +499,10 @@ def of_a_folder(folder: Path) -> None:
 
 if __name__ == "__main__":
     trained(Path(sys.argv[1]))
+    # Pictures have been pushed now; drawing takes longer than the trainings that follow.
+    from mfpo_trl.card import model_card
+
+    model_card.write_curves = lambda folder, log_history: None
     strategies(Path(sys.argv[1]))
     built(Path(sys.argv[1]))
     of_a_folder(Path(sys.argv[1]))
