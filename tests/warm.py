@@ -9,6 +9,7 @@ that start a Python of their own.
 """
 
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -82,6 +83,8 @@ def serve(place: str) -> list[str]:
     """Fork for each that asks, for as long as the folder of the test run is there; returns in the forks, with their arguments."""
     for name in IMPORTED:
         __import__(name)
+    # What forks would copy, only to look for garbage in it.
+    gc.freeze()
     waiting: dict[int, socket.socket] = {}
     listening, selector = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
     listening.bind(f"{place}.unfinished")
