@@ -173,7 +173,7 @@ class _Line:
         self.done: queue.SimpleQueue[tuple[int, Request, str | Exception | None]] = queue.SimpleQueue()
         self.stopped = threading.Event()
         for _ in range(endpoint.concurrency):
-            threading.Thread(target=self._work, daemon=True).start()
+            threading.Thread(target=self._work, name="mfpo-endpoint", daemon=True).start()
 
     def _work(self) -> None:
         while (job := self.todo.get()) is not None:
@@ -262,7 +262,7 @@ def _answered(request: Request, endpoint: Endpoint) -> str:
     until = time.monotonic() + endpoint.timeout
     try:
         with urllib.request.build_opener(_Stays).open(sent, timeout=endpoint.timeout) as response:
-            return _text(_read(response, until))
+            return _text(_read(response, until), endpoint.address)
     except urllib.error.HTTPError as error:
         _raise_refused(error, request, endpoint, key)
     except (OSError, http.client.HTTPException) as error:
@@ -291,7 +291,7 @@ def _read(response: http.client.HTTPResponse, until: float) -> bytes:
     return b"".join(parts)
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes, address: str) -> str:
     """The text in a chat completion; a refusal is an answer too."""
     try:
         message = json.loads(data)["choices"][0]["message"]
@@ -301,7 +301,7 @@ def _text(data: bytes) -> str:
         text = None
     if not isinstance(text, str):
         shown = data[:200].decode("utf-8", "replace")
-        raise _Passing(f"what came is no chat completion with a text: {shown!r}")
+        raise _Passing(f"{address}: no chat completion with a text came, but {shown!r}")
     return text
 
 
