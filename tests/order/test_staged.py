@@ -23,7 +23,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.data.difficulty.measures import build_difficulty
-from mfpo_trl.order import check_stage_reference, staged
+from mfpo_trl.order import check_stage_reference
 from mfpo_trl.reference import references as reference
 
 DIFFICULTY = [(5 * n) % 13 + n / 100 for n in range(13)]
