@@ -6,19 +6,18 @@ positive class. Words associated with any true word are looked up before the tru
 """
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .answers import Answer, check_known, counted, parsed, read_answers, shown
+from .answers import Answer, check_known, counted, id_of, read_answers, read_json, read_rows, shown
 from .figures import Measure
 from .nouns import finder
 from .report import Group, Result
+from .similarity import Similarity, load_spacy, read_similarity, spacy_similarity
 
 TITLE = "AMBER"
 HELP = "what descriptions name of a picture, and yes-or-no questions on it; needs the annotations"
@@ -51,8 +50,6 @@ DIMENSIONS = {
     "action": frozenset({"action"}),
     "relation": frozenset({"relation"}),
 }
-
-Similarity = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -162,11 +159,11 @@ def descriptions(
     counts = np.array(rows, dtype=np.int64).reshape(-1, 6)
     free = np.stack([counts[:, 0] == 0, np.ones(len(counts), dtype=bool)], axis=-1).astype(np.int64)
     return [
-        Measure("chair", counts[:, [0, 1]], official, higher_is_better=False),
-        Measure("cover", counts[:, [2, 3]], official),
+        Measure("chair", counts[:, [0, 1]], fraction(percent), higher_is_better=False),
+        Measure("cover", counts[:, [2, 3]], fraction(percent)),
         # Hits are the descriptions with a hallucination; the official script subtracts those without.
-        Measure("hal", free ^ np.array([1, 0]), _with_any, kind="rate", higher_is_better=False),
-        Measure("cog", counts[:, [4, 5]], official, higher_is_better=False),
+        Measure("hal", free ^ np.array([1, 0]), fraction(percent_with_any), kind="rate", higher_is_better=False),
+        Measure("cog", counts[:, [4, 5]], fraction(percent), higher_is_better=False),
     ]
 
 
@@ -218,7 +215,9 @@ def _alike(noun: str, checks: Checks, similar: Similarity) -> set[int]:
 # Questions
 
 
-def questions(answers: Sequence[Answer], annotations: Mapping[str, Mapping[str, Any]], dimension: str) -> list[Measure]:
+def questions(
+    answers: Sequence[Answer], annotations: Mapping[str, Mapping[str, Any]], dimension: str
+) -> list[Measure]:
     """Accuracy, precision, recall and F1 of exact "Yes" and "No".
 
     Args:
@@ -232,21 +231,21 @@ def questions(answers: Sequence[Answer], annotations: Mapping[str, Mapping[str, 
     right = np.where(is_no, said_no, said_yes)
     rows = [right, np.ones_like(right), said_no & is_no, said_no, is_no]
     right, all_, hits, said, true = (np.stack([row], axis=-1).astype(np.int64) for row in rows)
-    parts = 3 if dimension == "attribute" else 1
+    start = START * (3 if dimension == "attribute" else 1)
     more = START if dimension == "existence" else START / 10
 
-    def percent(sums: np.ndarray) -> np.ndarray:
-        return official(sums, parts * START)
+    def shares(sums: np.ndarray) -> np.ndarray:
+        return percent(sums, start)
 
     def f1(sums: np.ndarray) -> np.ndarray:
-        precision, recall = percent(sums[..., [0, 1]]), percent(sums[..., [0, 2]])
-        return rounded(2 * precision * recall / (precision + recall + more) * 100)
+        precision, recall = percent(sums[..., [0, 1]], start) / 100, percent(sums[..., [0, 2]], start) / 100
+        return tenths(2 * precision * recall / (precision + recall + more) * 100)
 
     return [
-        Measure("accuracy", np.concatenate([right, all_], axis=-1), percent, kind="rate"),
-        Measure("precision", np.concatenate([hits, said], axis=-1), percent, kind="rate"),
-        Measure("recall", np.concatenate([hits, true], axis=-1), percent, kind="rate"),
-        Measure("f1", np.concatenate([hits, said, true], axis=-1), f1),
+        Measure("accuracy", np.concatenate([right, all_], axis=-1), fraction(shares), kind="rate"),
+        Measure("precision", np.concatenate([hits, said], axis=-1), fraction(shares), kind="rate"),
+        Measure("recall", np.concatenate([hits, true], axis=-1), fraction(shares), kind="rate"),
+        Measure("f1", np.concatenate([hits, said, true], axis=-1), fraction(f1)),
     ]
 
 
@@ -254,15 +253,58 @@ def questions(answers: Sequence[Answer], annotations: Mapping[str, Mapping[str, 
 
 
 @np.vectorize(otypes=[float])
-def rounded(percent: float) -> float:
-    """Per cent, rounded to 0.1 as Python rounds (NumPy's differs), as a fraction."""
-    return round(round(percent, 1) / 100, 3)
+def tenths(percent: float) -> float:
+    """Rounded to 0.1 as Python rounds; NumPy's rounding differs."""
+    return round(percent, 1)
 
 
-def official(sums: np.ndarray, start: float = START) -> np.ndarray:
-    """(..., 2) numerators and denominators -> (...) shares, in tenths of a per cent."""
-    return rounded(sums[..., 0] / (sums[..., 1] + start) * 100)
+def percent(sums: np.ndarray, start: float = START) -> np.ndarray:
+    """(..., 2) numerators and denominators -> (...) per cent."""
+    return tenths(sums[..., 0] / (sums[..., 1] + start) * 100)
 
 
-def _with_any(sums: np.ndarray) -> np.ndarray:
-    return rounded(100 - (sums[..., 1] - sums[..., 0]) / (sums[..., 1] + START) * 100)
+def percent_with_any(sums: np.ndarray) -> np.ndarray:
+    """The same of what the official script subtracts from 100."""
+    return tenths(100 - (sums[..., 1] - sums[..., 0]) / (sums[..., 1] + START) * 100)
+
+
+def fraction(percent: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The same figure between 0 and 1."""
+    return lambda sums: np.round(percent(sums) / 100, 3)
+
+
+# What is read
+
+
+def read_annotations(folder: Path) -> tuple[dict[str, dict[str, Any]], Words]:
+    """AMBER's annotations by their ids, and its words.
+
+    Raises:
+        ValueError: a file is missing or not as it must be, and where to get it.
+    """
+    folder = folder / "data" if (folder / "data" / FILES[0]).is_file() else folder
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no {', no '.join(missing)}; get {'it' if len(missing) == 1 else 'them'} from {SOURCE}"
+        )
+    association = read_json(folder / "relation.json")
+    if not isinstance(association, dict) or not all(_is_words(own) for own in association.values()):
+        raise ValueError(f'{folder / "relation.json"} is not {{"word": ["other", …]}}')
+    found: dict[str, dict[str, Any]] = {}
+    for where, row in read_rows(folder / "annotations.json"):
+        found[id_of(row, "id", where)] = row
+        if row.get("type") == "generative":
+            for field in ("truth", "hallu"):
+                if not _is_words(row.get(field)) or not association.keys() >= set(row[field]):
+                    raise ValueError(f"{where}: {field!r} is {shown(row.get(field))}; expected words of relation.json")
+        elif row.get("type") not in KINDS or row.get("truth") not in ("yes", "no"):
+            raise ValueError(
+                f"{where}: type {shown(row.get('type'))} with truth {shown(row.get('truth'))} is none of AMBER's"
+            )
+    neutral = (folder / "safe_words.txt").read_text(encoding="utf-8").split("\n")
+    return found, Words(association, frozenset(neutral))
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import chair
+from . import amber, chair
 from .published import published_rows, published_table
 from .report import Result, as_json, as_text, differences, table
 
-BENCHMARKS = {"chair": chair}
+BENCHMARKS = {"amber": amber, "chair": chair}
 """Each is a file with `TITLE`, `HELP`, `add_options(parser)` and `score(args, responses) -> Result`."""
 
 

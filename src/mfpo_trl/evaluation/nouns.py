@@ -53,7 +53,9 @@ VERBAL = frozenset(
 
 COLOURS = frozenset("blue green brown yellow gray grey pink purple red beige orange".split())
 
-BINS = frozenset("trash garbage tin soda beer watering spray aluminum aluminium soup paint metal drink rubbish".split())
+BINS = frozenset(
+    "trash garbage tin soda beer watering spray aluminum aluminium soup paint metal drink rubbish".split()
+)
 
 EITHER = frozenset(
     """
