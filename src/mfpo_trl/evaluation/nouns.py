@@ -114,9 +114,9 @@ def is_noun(word: str, own: str, previous: str, following: str) -> bool:
     """Whether a word that may be a noun or not is one, by its neighbours in lower case, empty where there is none."""
     if word == "can":
         return previous in DETERMINERS or previous in BINS
-    if previous in VERBAL:
+    if previous in VERBAL or (word == "light" and following in COLOURS):
         return False
-    if word == "orange" or (word == "light" and following in COLOURS):
+    if word == "orange":
         return previous in LEADERS and (not following or following in LEADERS)
     # "trees line the road", "a man watches the sea"
     return previous in LEADERS or not previous or following not in DETERMINERS
