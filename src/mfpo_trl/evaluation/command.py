@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import chair
+from . import chair, objhal, pope
 from .published import published_rows, published_table
 from .report import Result, as_json, as_text, differences, table
 
-BENCHMARKS = {"chair": chair}
-"""Each is a file with `TITLE`, `HELP`, `add_options(parser)` and `score(args, responses) -> Result`."""
+BENCHMARKS = {"chair": chair, "objhal": objhal, "pope": pope}
+"""Each is a file with `TITLE`, `HELP`, `DESCRIPTION`, `add_options(parser)` and `score(args, responses) -> Result`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK", dest="benchmark")
     for name, benchmark in BENCHMARKS.items():
-        own = benchmarks.add_parser(name, help=benchmark.HELP, description=benchmark.__doc__)
+        own = benchmarks.add_parser(name, help=benchmark.HELP, description=benchmark.DESCRIPTION)
         many = getattr(benchmark, "SPLITS", False)
         own.add_argument(
             "--responses",
