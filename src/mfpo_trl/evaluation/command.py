@@ -94,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
         path = folder / "scores" / f"{args.benchmark}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(as_text(content), encoding="utf-8")
+    if args.update_card is not None:
+        from ..card import update_card
+
+        update_card(args.update_card)
     if args.json == "-":
         print(as_text(content), end="")
         return 0

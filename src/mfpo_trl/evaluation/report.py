@@ -81,17 +81,20 @@ def differences(one: Result, other: Result) -> dict[str, dict[str, Difference]]:
 def as_json(
     result: Result, compared: Mapping[str, Mapping[str, Difference]] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Groups as keys, each figure {"value", "low", "high", "n"}; `benchmark`, `settings`, `notes`, `differences` beside them."""
+    """Groups as keys, each figure {"value", "low", "high", "n"}; beside them `benchmark`, `shares` (the figures that are fractions of 1),
+    `settings`, `notes` and `differences`."""
     groups = {
         group: {name: asdict(figure) for name, figure in figures.items()}
         for group, figures in result.figures().items()
     }
-    told = {"settings": dict(result.settings), "notes": list(result.notes), **more}
+    measures = [one for group in result.groups.values() for one in group.all().values()]
+    shares = list(dict.fromkeys(one.name for one in measures if one.kind != "mean"))
+    told = {"shares": shares, "settings": dict(result.settings), "notes": list(result.notes), **more}
     if compared is not None:
         told["differences"] = {
             group: {name: asdict(own) for name, own in figures.items()} for group, figures in compared.items()
         }
-    assert not groups.keys() & {"benchmark", "settings", "notes", "differences", "published"}
+    assert not groups.keys() & {"benchmark", "shares", "settings", "notes", "differences", "published"}
     return _finite({"benchmark": result.benchmark, **groups, **told})
 
 

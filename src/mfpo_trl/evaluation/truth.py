@@ -47,8 +47,8 @@ class Truth:
     def __init__(self, args: argparse.Namespace):
         self.objects = Objects(read_synonyms(args.synonyms) if args.synonyms else None)
         self.settings = {
-            "ground truth": str(args.ground_truth or f"{args.coco_annotations}, instances and captions"),
-            "synonyms": str(args.synonyms or "of CHAIR"),
+            "ground truth": args.ground_truth.name if args.ground_truth else "instances and captions of COCO",
+            "synonyms": args.synonyms.name if args.synonyms else "of CHAIR",
         }
         self._given = read_ground_truth(args.ground_truth, self.objects) if args.ground_truth else None
         self._folder: Path = args.coco_annotations
