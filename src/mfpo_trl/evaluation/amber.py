@@ -1,9 +1,4 @@
-"""AMBER (Wang et al., arXiv 2311.07397): what descriptions name of a picture, and yes-or-no questions on it.
-
-The quirks of the official script are kept: denominators start at 0.001 (those of `attribute`, a sum of three, at 0.003), F1 comes from
-rounded precision and recall with 0.0001 in its denominator (0.001 for `existence`), and everything is rounded to 0.1 %. "No" is the
-positive class. Words associated with any true word are looked up before the true words themselves. An empty description hallucinates nothing.
-"""
+"""AMBER (Wang et al., arXiv 2311.07397): what descriptions name of a picture, and yes-or-no questions on it."""
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +15,14 @@ from .report import Group, Result
 from .similarity import Similarity, load_spacy, read_similarity, spacy_similarity
 
 TITLE = "AMBER"
-HELP = "what descriptions name of a picture, and yes-or-no questions on it; needs the annotations"
+HELP = "what descriptions name of a picture, and yes-or-no questions on it"
+DESCRIPTION = (
+    'Scores descriptions and yes-or-no questions, {"id": 1, "response": …} a row. The quirks of the official script are kept: '
+    "denominators start at 0.001 (those of attribute, a sum of three, at 0.003); F1 is made of rounded precision and recall, with "
+    "0.0001 in its denominator (0.001 for existence); all is rounded to 0.1 per cent; No is the positive class; only exactly Yes "
+    "and No are answers; words associated with any true word are looked up before the true words themselves; an empty "
+    "description counts as one without hallucination; capitalised words are not found."
+)
 
 SOURCE = "https://github.com/junyangwang0410/AMBER (folder data, Apache-2.0)"
 FILES = ("annotations.json", "relation.json", "safe_words.txt")
@@ -114,7 +116,11 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
             groups[name] = Group([one.id for one in own], measured(own), [one.words for one in own])
         if name in ("generative", "discriminative"):
             notes += _notes(name, own, len(asked))
-    settings = {"nouns": args.nouns, "similarity": told, "official quirks": "kept (mfpo score amber --help)"}
+    settings = {
+        "nouns": args.nouns,
+        "similarity": told,
+        "quirks of the official script": "kept (mfpo score amber --help)",
+    }
     return Result(TITLE, groups, settings, notes)
 
 

@@ -6,25 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .answers import check_known, counted, read_answers, read_json, shown
-from .coco import Objects, read_synonyms
-from .figures import Measure, rate, ratio, share
+from .answers import check_known, counted, read_answers
+from .figures import Measure, harmonic, rate, ratio, share
 from .report import Group, Result
+from .truth import Truth, add_truth_options, image_id
 
 TITLE = "CHAIR"
-HELP = "objects that captions name and pictures do not show, by the synonym list of CHAIR"
+HELP = "objects of COCO that captions name and pictures do not show"
+DESCRIPTION = (
+    'Scores captions, {"image_id": …, "response": …} a row, as the official script does: CHAIRs is the share of captions '
+    "that name an object that is not there, CHAIRi the share of all named objects, repeats counted. Beside them stand what "
+    "they cost: coverage, the share of the pictures' objects that are named, and F1 of 1 - CHAIRi and coverage."
+)
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Of `mfpo score chair`, beside those of every benchmark."""
-    truth = parser.add_mutually_exclusive_group(required=True)
-    truth.add_argument("--ground-truth", type=Path, metavar="FILE", help='{"<image_id>": ["dog", …]}')
-    truth.add_argument(
-        "--coco-annotations", type=Path, metavar="DIR", help="folder of instances_*.json and captions_*.json"
-    )
-    parser.add_argument(
-        "--synonyms", type=Path, metavar="FILE", help="a line an object, its names separated by commas"
-    )
+add_options = add_truth_options
 
 
 def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
@@ -33,18 +28,14 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
     Raises:
         ValueError: what of the files cannot be read or does not fit together.
     """
-    objects = Objects(read_synonyms(args.synonyms) if args.synonyms else None)
-    answers = read_answers(responses[0], "image_id")
-    truth = ground_truth(args.ground_truth, objects)
-    check_known(answers, truth, f"the images of {args.ground_truth}")
+    source = Truth(args)
+    answers = read_answers(responses[0], "image_id", key=lambda own, _: image_id(own))
+    truth = source.of(answers)
+    check_known(answers, truth, source.what)
     ids = sorted(answers)
-    group = Group(
-        ids,
-        measures([objects.find(answers[own].text) for own in ids], [truth[own] for own in ids]),
-        [answers[own].words for own in ids],
-    )
-    notes = counted(answers.values(), len(truth.keys() - answers.keys()), "images")
-    return Result(TITLE, {"all": group}, {"synonyms": str(args.synonyms or "CHAIR's")}, notes)
+    named = [source.objects.find(answers[own].text) for own in ids]
+    group = Group(ids, measures(named, [truth[own] for own in ids]), [answers[own].words for own in ids])
+    return Result(TITLE, {"all": group}, source.settings, counted(answers.values(), source.missing(answers), "images"))
 
 
 def measures(named: Sequence[Sequence[str]], truth: Sequence[Set[str]]) -> list[Measure]:
@@ -54,9 +45,10 @@ def measures(named: Sequence[Sequence[str]], truth: Sequence[Set[str]]) -> list[
         named: objects of each caption, repeats kept.
         truth: objects of each picture.
     """
-    wrong = [sum(name not in own for name in names) for names, own in zip(named, truth, strict=True)]
+    pairs = list(zip(named, truth, strict=True))
+    wrong = [sum(name not in own for name in names) for names, own in pairs]
     said = [len(names) for names in named]
-    hits = [len(own & set(names)) for names, own in zip(named, truth, strict=True)]
+    hits = [len(own & set(names)) for names, own in pairs]
     there = [len(own) for own in truth]
     return [
         rate("chair_s", np.asarray(wrong) > 0, higher_is_better=False),
@@ -67,27 +59,5 @@ def measures(named: Sequence[Sequence[str]], truth: Sequence[Set[str]]) -> list[
 
 
 def f1(sums: np.ndarray) -> np.ndarray:
-    """Harmonic mean of `1 - chair_i` and coverage; (..., 4) hallucinated, named, covered and present objects -> (...)."""
-    precision, recall = 1 - share(sums[..., :2]), share(sums[..., 2:])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(precision + recall > 0, 2 * precision * recall / (precision + recall), precision + recall)
-
-
-def ground_truth(path: Path, objects: Objects) -> dict[str, frozenset[str]]:
-    """The objects of each image, by the names of the synonym list.
-
-    Raises:
-        ValueError: what is not as it must be, and where.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f'{path} is no object of images; expected {{"<image_id>": ["dog", …]}}')
-    found = {}
-    for image, names in content.items():
-        if not isinstance(names, list):
-            raise ValueError(f"{path} image {image} is {shown(names)}; expected a list of names")
-        for name in names:
-            if name not in objects.name_of:
-                raise ValueError(f"{path} image {image}: {shown(name)} is not among the objects of the synonym list")
-        found[image] = frozenset(objects.name_of[name] for name in names)
-    return found
+    """Of `1 - chair_i` and coverage; (..., 4) hallucinated, named, covered and present objects -> (...)."""
+    return harmonic(1 - share(sums[..., :2]), share(sums[..., 2:]))

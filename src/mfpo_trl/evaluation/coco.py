@@ -137,14 +137,17 @@ class Objects:
     def __init__(self, synonyms: Mapping[str, str] | None = None):
         self.name_of = dict(built_in() if synonyms is None else synonyms)
         """Each synonym -> the name of its object."""
-        self.names = set(self.name_of.values())
 
-    def find(self, text: str) -> list[str]:
-        """The objects that a text names, by the name of each, in its order with repeats."""
+    def words(self, text: str) -> list[str]:
+        """The words of a text that are in the list, singular, in its order with repeats."""
         words = merged([singular(token) for token in tokens(text.lower())])
         if "toilet" in words:
             words = [word for word in words if word != "seat"]
-        return [self.name_of[word] for word in words if word in self.name_of]
+        return [word for word in words if word in self.name_of]
+
+    def find(self, text: str) -> list[str]:
+        """The objects that a text names: each word's, in its order with repeats."""
+        return [self.name_of[word] for word in self.words(text)]
 
 
 def merged(words: list[str]) -> list[str]:

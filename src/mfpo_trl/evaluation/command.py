@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import amber, chair
+from . import amber, chair, objhal, pope
 from .published import published_rows, published_table
 from .report import Result, as_json, as_text, differences, table
 
-BENCHMARKS = {"amber": amber, "chair": chair}
-"""Each is a file with `TITLE`, `HELP`, `add_options(parser)` and `score(args, responses) -> Result`."""
+BENCHMARKS = {"amber": amber, "chair": chair, "objhal": objhal, "pope": pope}
+"""Each is a file with `TITLE`, `HELP`, `DESCRIPTION`, `add_options(parser)` and `score(args, responses) -> Result`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK", dest="benchmark")
     for name, benchmark in BENCHMARKS.items():
-        own = benchmarks.add_parser(name, help=benchmark.HELP, description=benchmark.__doc__)
+        own = benchmarks.add_parser(name, help=benchmark.HELP, description=benchmark.DESCRIPTION)
         many = getattr(benchmark, "SPLITS", False)
         own.add_argument(
             "--responses",
@@ -94,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
         path = folder / "scores" / f"{args.benchmark}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(as_text(content), encoding="utf-8")
+    if args.update_card is not None:
+        from ..card import update_card
+
+        update_card(args.update_card)
     if args.json == "-":
         print(as_text(content), end="")
         return 0

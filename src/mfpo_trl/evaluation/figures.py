@@ -58,6 +58,12 @@ def share(sums: np.ndarray) -> np.ndarray:
         return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
 
 
+def harmonic(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """F1: the harmonic mean of precision and recall; 0 where both are."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(one + other == 0, 0.0, 2 * one * other / (one + other))
+
+
 @dataclass(frozen=True)
 class Measure:
     """A figure, as a function of sums of what was counted on each item.
@@ -69,7 +75,8 @@ class Measure:
         kind: "rate": `counts` are (hit, counted), both 0 or 1, and `of` is `share`; "ratio": a fraction of 1 in any other
             way; "mean": a raw number.
         higher_is_better: which way is better; None where neither is.
-        n: what the figure is said to be over, where that is not the number of items.
+        clusters: (items,) numbers; items of one number, such as answers about one picture, are resampled together. None
+            where every item stands alone.
     """
 
     name: str
@@ -77,25 +84,34 @@ class Measure:
     of: Callable[[np.ndarray], np.ndarray] = share
     kind: Literal["rate", "ratio", "mean"] = "ratio"
     higher_is_better: bool | None = True
-    n: int | None = None
+    clusters: np.ndarray | None = None
+
+    def value(self) -> float:
+        """The figure of all items; NaN where there are none."""
+        return float(self.of(self.counts.sum(axis=0))) if len(self.counts) else math.nan
 
     def figure(self) -> Figure:
-        """With Wilson's interval for a rate, and of resampled items (percentile bootstrap, seeded) otherwise."""
-        sums = self.counts.sum(axis=0)
-        value = float(self.of(sums)) if len(self.counts) else math.nan
-        n = len(self.counts) if self.n is None else self.n
+        """With Wilson's interval for a rate of items that stand alone, and otherwise of resampled items (percentile bootstrap,
+        seeded)."""
+        hits, n = self.counts[:, 0].sum(), len(self.counts)
         if self.kind == "rate":
-            hits, counted = (int(one) for one in sums)
-            return Figure(value, *wilson(hits, counted), n=counted)
-        low, high = _percentiles(self.of(_resampled(self.counts)))
-        if self.kind == "ratio" and low == high and low in (0, 1):
-            # Items that all agree give no spread to resample; they leave doubt all the same.
-            low, high = wilson(len(self.counts) * int(low), len(self.counts))
-        return Figure(value, low, high, n)
+            n = int(self.counts[:, 1].sum())
+        if self.kind == "rate" and not self._clustered():
+            return Figure(self.value(), *wilson(int(hits), n), n=n)
+        low, high = _percentiles(self.of(_resampled(self.counts, self.clusters)))
+        if self.kind != "mean" and low == high and low in (0, 1):
+            # Items that all agree give no spread to resample, and leave doubt all the same.
+            low, high = wilson(n * int(low), n)
+        return Figure(self.value(), low, high, n)
 
-    def taken(self, rows: np.ndarray | list[int]) -> "Measure":
+    def taken(self, rows: Any) -> "Measure":
         """The same of these items."""
-        return replace(self, counts=self.counts[np.asarray(rows, dtype=np.intp)], n=None)
+        rows = np.asarray(rows, dtype=np.intp)
+        clusters = None if self.clusters is None else self.clusters[rows]
+        return replace(self, counts=self.counts[rows], clusters=clusters)
+
+    def _clustered(self) -> bool:
+        return self.clusters is not None and len(np.unique(self.clusters)) < len(self.clusters)
 
 
 def rate(name: str, hits: Any, counted: Any = None, **more: Any) -> Measure:
@@ -129,26 +145,26 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def compare(one: Measure, other: Measure) -> Difference:
-    """The difference of two measures whose items are the same, row by row.
+    """The difference of two measures of the same items, row by row.
 
-    Rates over the same items are tested with McNemar's exact test, all else with the paired bootstrap; intervals are of the latter.
+    Rates of items that stand alone are tested with McNemar's exact test, all else with the paired bootstrap; intervals are of
+    the latter.
     """
     assert one.name == other.name and one.counts.shape == other.counts.shape
-    k = one.counts.shape[1]
-    both = np.concatenate([one.counts, other.counts], axis=1)
-    value = float(one.of(one.counts.sum(axis=0)) - other.of(other.counts.sum(axis=0))) if len(both) else math.nan
-    sums = _resampled(both)
+    k, n = one.counts.shape[1], len(one.counts)
+    sums = _resampled(np.concatenate([one.counts, other.counts], axis=1), one.clusters)
     differences = one.of(sums[:, :k]) - other.of(sums[:, k:])
-    low, high = _percentiles(differences)
-    if one.kind == "rate" and (one.counts[:, 1] == other.counts[:, 1]).all():
-        only = one.counts[:, 0] != other.counts[:, 0]
-        wins, losses = int(one.counts[only, 0].sum()), int(other.counts[only, 0].sum())
+    value, (low, high) = one.value() - other.value(), _percentiles(differences)
+    if one.kind == "rate" and not one._clustered() and (one.counts[:, 1] == other.counts[:, 1]).all():
+        wins = int((one.counts[:, 0] > other.counts[:, 0]).sum())
+        losses = int((one.counts[:, 0] < other.counts[:, 0]).sum())
         return Difference(value, low, high, int(one.counts[:, 1].sum()), mcnemar(wins, losses), "McNemar")
     known = differences[~np.isnan(differences)]
-    sides = min((known <= 0).mean(), (known >= 0).mean()) if len(known) else math.nan
-    # A p-value of resamples is no smaller than they can tell.
-    p = min(1.0, max(2 * float(sides), 1 / RESAMPLES)) if len(known) else math.nan
-    return Difference(value, low, high, len(both), p, "paired bootstrap")
+    if not len(known):
+        return Difference(value, low, high, n, math.nan, "paired bootstrap")
+    # No smaller than resamples can tell.
+    p = max(2 * float(min((known <= 0).mean(), (known >= 0).mean())), 1 / RESAMPLES)
+    return Difference(value, low, high, n, min(1.0, p), "paired bootstrap")
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -165,13 +181,17 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def _resampled(counts: np.ndarray) -> np.ndarray:
-    """Sums of `RESAMPLES` bootstrap samples of the items, (RESAMPLES, k).
+def _resampled(counts: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
+    """Sums of `RESAMPLES` bootstrap samples of the items, or of their clusters, (RESAMPLES, k).
 
-    Items with equal counts are drawn as one kind, so that the order of items says nothing, and many items cost little.
+    Equal counts are drawn as one kind, so that the order of items says nothing, and many items cost little.
     """
     if not len(counts):
         return np.full((1, counts.shape[1]), np.nan)
+    if clusters is not None:
+        own = np.unique(clusters, return_inverse=True)[1]
+        counts, items = np.zeros((own.max() + 1, counts.shape[1]), dtype=counts.dtype), counts
+        np.add.at(counts, own, items)
     kinds, times = np.unique(counts, axis=0, return_counts=True)
     drawn = np.random.default_rng(SEED).multinomial(len(counts), times / len(counts), size=RESAMPLES)
     return drawn @ kinds

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,22 @@ class Group:
         ids: of the items, one a row of each measure's counts.
         measures: in the order of the table.
         words: length of each item's answer, (items,); NaN where there is no answer.
+        clusters: what items share, such as a picture, (items,); None where each stands alone.
     """
 
     ids: Sequence[str]
     measures: Sequence[Measure]
     words: Sequence[float]
+    clusters: Sequence[str] | None = None
 
     def all(self) -> dict[str, Measure]:
         """The measures by name, with the mean answer length last."""
         words = np.asarray(self.words, dtype=np.float64)
         said = ~np.isnan(words)
-        length = Measure(
-            WORDS, np.stack([np.where(said, words, 0.0), said], axis=-1), kind="mean", higher_is_better=None
-        )
-        return {one.name: one for one in (*self.measures, length)}
+        counts = np.stack([np.where(said, words, 0.0), said], axis=-1)
+        length = Measure(WORDS, counts, kind="mean", higher_is_better=None)
+        own = None if self.clusters is None else np.unique(np.asarray(self.clusters), return_inverse=True)[1]
+        return {one.name: replace(one, clusters=own) for one in (*self.measures, length)}
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,20 @@ def differences(one: Result, other: Result) -> dict[str, dict[str, Difference]]:
 def as_json(
     result: Result, compared: Mapping[str, Mapping[str, Difference]] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Groups as keys, each figure {"value", "low", "high", "n"}; `benchmark`, `settings`, `notes`, `differences` beside them."""
+    """Groups as keys, each figure {"value", "low", "high", "n"}; beside them `benchmark`, `shares` (the figures that are fractions of 1),
+    `settings`, `notes` and `differences`."""
     groups = {
         group: {name: asdict(figure) for name, figure in figures.items()}
         for group, figures in result.figures().items()
     }
-    told = {"settings": dict(result.settings), "notes": list(result.notes), **more}
+    measures = [one for group in result.groups.values() for one in group.all().values()]
+    shares = list(dict.fromkeys(one.name for one in measures if one.kind != "mean"))
+    told = {"shares": shares, "settings": dict(result.settings), "notes": list(result.notes), **more}
     if compared is not None:
         told["differences"] = {
             group: {name: asdict(own) for name, own in figures.items()} for group, figures in compared.items()
         }
-    assert not groups.keys() & {"benchmark", "settings", "notes", "differences", "published"}
+    assert not groups.keys() & {"benchmark", "shares", "settings", "notes", "differences", "published"}
     return _finite({"benchmark": result.benchmark, **groups, **told})
 
 
