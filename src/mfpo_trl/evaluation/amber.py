@@ -134,6 +134,7 @@ def _notes(name: str, answers: Sequence[Answer], asked: int) -> list[str]:
     if not answers:
         return [f"no answers to the {asked:,} {name} questions, which are left out"]
     notes = counted(answers, asked - len(answers), f"{name} questions")
+    notes = [f"{note}, left out as officially" if "without" in note else note for note in notes]
     odd = sum(one.text not in ("Yes", "No") for one in answers)
     if name == "discriminative" and odd:
         notes.append(f"{odd:,} answers are neither exactly Yes nor exactly No; officially they are wrong and no No")

@@ -105,6 +105,7 @@ class Request:
         max_tokens: of the answer; None leaves it to the server.
         temperature: 0 for greedy; None leaves it to the server.
         fields: further fields of the request (`seed`, `stop`, `top_p`, ...).
+        tag: whatever its sender wants back with the answer.
     """
 
     id: Any
@@ -112,6 +113,7 @@ class Request:
     max_tokens: int | None = 1024
     temperature: float | None = 0.0
     fields: Mapping[str, Any] = field(default_factory=dict)
+    tag: Any = field(default=None, repr=False)
 
     def body(self, model: str) -> bytes:
         """What is sent."""
