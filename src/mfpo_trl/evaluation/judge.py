@@ -202,7 +202,7 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
         type=temperature,
         default=0.0,
         metavar="T",
-        help="0 as the official scripts; server for what the server takes, where it refuses others",
+        help="0 by default; server leaves it to the server, for judges that refuse any",
     )
 
 
@@ -259,7 +259,7 @@ def template_of(args: argparse.Namespace, own: str, blanks: Sequence[str]) -> tu
     template = read_text(args.judge_prompt)
     if template.count("{}") == len(blanks):
         pieces = template.split("{}")
-        template = "".join(piece + f"{{{name}}}" for piece, name in zip(pieces, blanks)) + pieces[-1]
+        template = "".join(piece + f"{{{name}}}" for piece, name in zip(pieces, blanks, strict=False)) + pieces[-1]
     missing = [name for name in blanks if f"{{{name}}}" not in template]
     if missing:
         told = ", ".join(f"{{{name}}}" for name in blanks)
