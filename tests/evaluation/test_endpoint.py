@@ -41,6 +41,8 @@ def test_what_passes_is_tried_again_and_nothing_is_lost(server, caplog):
     assert len(server.seen) == len(names) + 2 * len(PASSING)
     retried = [record.message for record in caplog.records]
     assert all(sum(f"request {name!r}" in line for line in retried) == 2 for name in PASSING)
+    late = [line for line in retried if "no answer in time" in line]
+    assert len(late) == 4 and all("'hang'" in line or "'trickle'" in line for line in late)
 
 
 def test_all_kinds_of_trouble_at_random(server):

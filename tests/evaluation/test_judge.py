@@ -135,6 +135,14 @@ def test_what_the_judge_said_before_it_failed_is_kept(server, tmp_path):
     assert len(server.seen) == before + 20 - len(answered)
 
 
+def test_a_slow_verdict_keeps_no_other_waiting(server, tmp_path):
+    """Each is written as it comes, so that a kill loses those under way only."""
+    path = tmp_path / "verdicts.jsonl"
+    server.faults["prompt 0"] = ["hang"]
+    judge(server, path).judge(QUESTIONS)
+    assert [json.loads(line)["answer"] for line in path.read_text().splitlines()].index("answer 0") == 19
+
+
 def template():
     return [
         {
