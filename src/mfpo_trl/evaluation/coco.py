@@ -139,14 +139,22 @@ class Objects:
         """Each synonym -> the name of its object."""
 
     def words(self, text: str) -> list[str]:
-        """The words of a text that are in the list, singular, in its order with repeats."""
+        """The words of a text that are in the list, singular, in its order with repeats.
+
+        Raises:
+            ValueError: what has to be installed.
+        """
         words = merged(singular_words(text.lower()))
         if "toilet" in words:
             words = [word for word in words if word != "seat"]
         return [word for word in words if word in self.name_of]
 
     def find(self, text: str) -> list[str]:
-        """The objects that a text names: each word's, in its order with repeats."""
+        """The objects that a text names: each word's, in its order with repeats.
+
+        Raises:
+            ValueError: what has to be installed.
+        """
         return [self.name_of[word] for word in self.words(text)]
 
 
@@ -164,7 +172,11 @@ def merged(words: list[str]) -> list[str]:
 
 
 def singular_words(text: str) -> list[str]:
-    """Words and marks in the singular."""
+    """Words and marks in the singular.
+
+    Raises:
+        ValueError: what has to be installed.
+    """
     return [word for piece in text.split() for word in _singular_words(piece)]
 
 
