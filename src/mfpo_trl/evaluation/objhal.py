@@ -92,7 +92,8 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
     truth = source.of(set(images.values()))
     check_known({images[own]: answer for own, answer in answers.items()}, truth, source.what)
     ids = sorted(answers)
-    extract, told = rules, {"extractor": "rules of CHAIR, no judge"}
+    extract: Extractor = rules
+    told = {"extractor": "rules of CHAIR, no judge"}
     if args.extractor == "llm":
         template, wording = template_of(args, PROMPT, ("answer",))
         judge = judge_of(args)
