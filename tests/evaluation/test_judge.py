@@ -294,6 +294,24 @@ def test_a_prompt_of_ones_own(tmp_path, capsys):
     )
 
 
+def test_what_the_judge_is_asked_with(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps([ROW]))
+    with StandInChat(answer=lambda body: "Rating: 3") as server:
+        common = ["mmhal", "--responses", tmp_path / "a.json", "--judge-url", server.url, "--judge-model", "j"]
+        scored(capsys, *common)
+        scored(capsys, *common, "--judge-temperature", "server", "--judge-max-tokens", "server")
+        scored(capsys, *common, "--judge-temperature", "0.2", "--judge-max-tokens", "64")
+        sent = [{name: value for name, value in one["body"].items() if name != "messages"} for one in server.seen]
+    assert sent == [
+        {"model": "j", "max_tokens": 1024, "temperature": 0.0},
+        {"model": "j"},
+        {"model": "j", "max_tokens": 64, "temperature": 0.2},
+    ]
+    with pytest.raises(SystemExit):
+        main([*map(str, common), "--judge-temperature", "nan"])
+    assert "argument --judge-temperature: invalid" in capsys.readouterr().err
+
+
 def test_blanks_within_values_stay():
     assert filled("{a} {b} {c}", a="{b}", b="{a}") == "{b} {a} {c}"
 
