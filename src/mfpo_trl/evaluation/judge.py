@@ -86,7 +86,7 @@ class Verdicts:
         self.known[key] = verdict
         if self.path is None:
             return
-        line = json.dumps({**key._asdict(), "verdict": verdict}).encode() + b"\n"
+        line = json.dumps(dict(zip(FIELDS, (*key, verdict), strict=True))).encode() + b"\n"
         if self._whole is not None:
             # What stands before is whole, or ends without its line break.
             os.truncate(self.path, self._whole)
