@@ -16,10 +16,12 @@ sys.path[:0] = [
 
 
 def pytest_configure(config):
-    """What torch extensions are compiled in belongs to this run (`launches.build_deepspeed_extension`)."""
+    """A folder of this run, for what torch extensions are compiled in (`launches.build_deepspeed_extension`) and `warm.py`'s server,
+    which ends with it."""
     if not hasattr(config, "workerinput"):
-        folder = tempfile.TemporaryDirectory(prefix="torch-extensions-")
-        os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
+        folder = tempfile.TemporaryDirectory(prefix="test-run-")
+        os.environ["MFPO_TEST_RUN"] = folder.name
+        os.environ["TORCH_EXTENSIONS_DIR"] = f"{folder.name}/torch_extensions"
         config.add_cleanup(folder.cleanup)
 
 

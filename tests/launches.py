@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import warm
 from accelerate.utils.other import get_free_port
 from filelock import FileLock
 
@@ -24,12 +25,17 @@ OVERRIDES = ("--num_processes", "2", "--main_process_port", "0")
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def run(*commands: Sequence, limit: float = 600) -> list[subprocess.CompletedProcess]:
+def run(*commands: Sequence, limit: float = 600, **environment: str) -> list[subprocess.CompletedProcess]:
     """Commands that run at the same time in the root of the repository, from the start of their processes to their end."""
     started = []
     for command in commands:
         said = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        options = {"env": {**os.environ, **ENVIRONMENT}, "cwd": ROOT, "stdout": said[0], "stderr": said[1]}
+        options = {
+            "env": {**os.environ, **ENVIRONMENT, **environment},
+            "cwd": ROOT,
+            "stdout": said[0],
+            "stderr": said[1],
+        }
         started.append((subprocess.Popen(list(map(str, command)), **options), said))
     try:
         for process, _ in started:
@@ -51,9 +57,15 @@ def _read(file) -> str:
         return file.read()
 
 
+def run_warm(*commands: Sequence) -> list[subprocess.CompletedProcess]:
+    """The same, where launcher and ranks have their imports behind them (`warm.py`)."""
+    program = str(warm.executable())
+    return run(*([program, *command] for command in commands), PYTHON_EXEC=program)
+
+
 def accelerate(name: str) -> list[list]:
-    """The beginning of the command that launches with a shipped configuration, for each node of it."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{name}.yaml"]
+    """What `python` is told to launch with a shipped configuration, for each node of it."""
+    launch = ["-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{name}.yaml"]
     if name in ("cpu", "single_gpu"):
         return [launch]
     if name != "multi_node":
@@ -73,7 +85,7 @@ def train(name: str, weights: Path, output: Path, *cases: str) -> dict[str, list
         build_deepspeed_extension()
     output.mkdir(exist_ok=True)
     told = [SCRIPT, weights, output, engine, *cases]
-    for done in run(*([*launch, *told] for launch in accelerate(name))):
+    for done in run_warm(*([*launch, *told] for launch in accelerate(name))):
         assert done.returncode == 0, done.stderr[-3000:]
     return reports(output, *cases)
 

@@ -116,7 +116,7 @@ def launched(folder, tmp_path_factory):
     def fill(output: Path, engine: str) -> None:
         if engine == "zero3":
             launches.build_deepspeed_extension()
-        (done,) = launches.run([*launches.accelerate(engine)[0], __file__, folder, output, *JOBS[engine]])
+        (done,) = launches.run_warm([*launches.accelerate(engine)[0], __file__, folder, output, *JOBS[engine]])
         assert (done.returncode == 0) == ("kill" not in JOBS[engine]), done.stderr[-3000:]
         (output / "ended.json").write_text(json.dumps([done.returncode, done.stderr]))
 
@@ -189,7 +189,7 @@ def test_documented_launches_train(folder, tmp_path):
     """Each line of the page that launches with accelerate, told what a CPU needs, trains and ends with status 0."""
     page = (launches.ROOT / "recipes" / "README.md").read_text()
     alone, shared_out = re.findall(r"^accelerate launch (.+)$", page, re.M)
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch = ["-m", "accelerate.commands.launch"]
     cpu = ["--model_name_or_path", folder / "policy", "--dataset_name", folder / "train.parquet", "--max_steps", "2"]
     cpu += ["--bf16", "false", "--report_to", "none", "--per_device_train_batch_size", "1"]
     cpu += ["--gradient_accumulation_steps", "1"]
@@ -200,7 +200,7 @@ def test_documented_launches_train(folder, tmp_path):
     told = shared_out.replace("--num_processes 8", " ".join(launches.OVERRIDES))
     told = told.replace("RECIPE", "recipes/llava-1.5/7b-mfpo-full.yaml")
     commands += [[*launch, *shlex.split(told), *cpu, "--ddp_backend", "gloo", "--output_dir", tmp_path / "zero3"]]
-    for done in launches.run(*commands):
+    for done in launches.run_warm(*commands):
         assert done.returncode == 0, done.stderr[-3000:]
     cards = [(tmp_path / name / "README.md").read_text() for name in ("alone", "zero3")]
     assert "- engine:" not in cards[0] and "- engine: DeepSpeed ZeRO-3\n" in cards[1]
@@ -259,8 +259,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(launched, folder, tmp_path):
     cut = tmp_path / "killed" / "checkpoint-4" / "optimizer.pt"
     os.truncate(cut, cut.stat().st_size // 2)
     launcher = ["--accelerate-config", folder / "ddp.yaml", "--num-processes", "2"]
-    command = [sys.executable, "-m", "mfpo_trl.cli", "train", *launcher, *arguments(folder, tmp_path / "killed")]
-    (done,) = launches.run([*command, "--resume_from_checkpoint", "true"])
+    command = ["-m", "mfpo_trl.cli", "train", *launcher, *arguments(folder, tmp_path / "killed")]
+    (done,) = launches.run_warm([*command, "--resume_from_checkpoint", "true"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "checkpoint-4 is not complete (optimizer.pt is cut off): it is skipped" in done.stderr
     assert done.stdout.count("'loss':") == 4  # steps 3 to 6

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,7 +189,7 @@ def test_the_command_leaves_in_order():
     (start,) = [own for own in importlib.metadata.entry_points(group="console_scripts") if own.name == "mfpo"]
     code = f"import os, sys; os.environ['RANK'] = '0'; from {start.module} import {start.attr} as program; "
     code += "os._exit = lambda status: sys.exit(40 + status); sys.argv = ['mfpo', 'train']; program()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([warm.executable(), "-c", code], capture_output=True, text=True)
     assert done.returncode == 42 and "--model_name_or_path is needed" in done.stderr, done.stderr
 
 

@@ -212,12 +212,13 @@ def test_a_compiled_model_trains(tmp_path, lora, cached):
     """With the numbers of the same model as it is."""
     histories = []
     for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
-        config = {"max_steps": 2, "precompute_ref_log_probs": cached, **compiled}
+        # Whose tracing takes the time: a second step has other shapes, and every shape is traced.
+        config = {"max_steps": 1, "precompute_ref_log_probs": cached, **compiled}
         kwargs = {"reference": False, "peft_config": LoraConfig(r=4, target_modules=["q_proj"])} if lora else {}
         trainer = build(MFPOTrainer, config, tmp_path, **kwargs)
         trainer.train()
-        histories.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-    assert histories[0] == pytest.approx(histories[1], rel=1e-4)
+        histories.append([line[key] for line in trainer.state.log_history[:1] for key in ("loss", "grad_norm")])
+    assert histories[0] == pytest.approx(histories[1], rel=1e-4) and histories[0][1] > 0
 
 
 # What is counted

@@ -3,12 +3,12 @@
 import copy
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+import warm
 from datasets import Dataset, DatasetDict, Image, IterableDataset, List
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer
@@ -543,7 +543,7 @@ def test_log_level_reaches_this_package(tmp_path):
         "    MFPOTrainer(tiny.model(), tiny.model(), args, train_dataset=tiny.dataset(2), processing_class=tiny.processor())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [warm.executable(), "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("Layout: packed row (llava with sdpa attention).") == 1

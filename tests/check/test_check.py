@@ -13,6 +13,7 @@ import pytest
 import test_memory
 import tiny
 import torch
+import warm
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from scaling import LLAVA_7B
@@ -638,7 +639,7 @@ def test_the_table():
 def test_as_a_process(folder, tmp_path):
     """The JSON stands alone on the standard output, and the same as a table."""
     argv = [
-        sys.executable,
+        warm.executable(),
         "-m",
         "mfpo_trl.cli",
         "check",

@@ -21,6 +21,7 @@ import pytest
 import tiny
 import torch
 import transformers
+import warm
 from datasets import DatasetDict
 from refusals import BASE, DATA, LATER, REFUSALS, THEIRS, THEIRS_LATER, Refusal
 from safetensors.torch import load_file
@@ -190,7 +191,7 @@ def test_the_engines_refusal(folder, tmp_path, capsys):
         "curriculum_reference='stage' copies the policy's weights into the reference, which is not done for the shards"
     )
     assert status == 1 and words in found
-    done = subprocess.run([sys.executable, "-m", "mfpo_trl.cli", "train", *argv], capture_output=True, text=True)
+    (done,) = launches.run_warm(["-m", "mfpo_trl.cli", "train", *argv])
     assert done.returncode == 2 and words in flat(done.stderr), done.stderr[-2000:]
 
 
@@ -334,7 +335,7 @@ def test_as_processes(folder, tmp_path):
     """One problem, as a user reads it."""
     argv = written(Refusal("", "--curriculum staged --dataset_streaming"), folder, tmp_path / "out")
     for name, status, start in (("check", 1, "problem curriculum"), ("train", 2, "mfpo train: error:")):
-        done = subprocess.run([sys.executable, "-m", "mfpo_trl.cli", name, *argv], capture_output=True, text=True)
+        done = subprocess.run([warm.executable(), "-m", "mfpo_trl.cli", name, *argv], capture_output=True, text=True)
         said = flat(done.stdout if name == "check" else done.stderr)
         assert done.returncode == status and "Traceback" not in done.stderr, done.stderr[-2000:]
         assert start in said and "curriculum='staged' needs a map-style data set" in said

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import warm
 from datasets import Dataset, Value
 from peft import AdaLoraConfig, LoraConfig
 from test_trainer import CPU
@@ -576,7 +576,7 @@ def ranks(tmp_path_factory):
     """What two gloo processes saw, by case: optimizer step -> rows of both."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [
-        sys.executable,
+        warm.executable(),
         "-m",
         "torch.distributed.run",
         "--standalone",
@@ -585,7 +585,7 @@ def ranks(tmp_path_factory):
         str(SCRIPT),
         str(folder),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment = {**os.environ, "PYTHON_EXEC": str(warm.executable())}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]

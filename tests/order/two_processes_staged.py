@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import datasets
 from test_staged import losses, trainer_of
 
 from mfpo_trl import leaving
@@ -17,6 +18,7 @@ from mfpo_trl import leaving
 
 def main(output: Path) -> None:
     rank = int(os.environ["RANK"])
+    datasets.config.HF_DATASETS_CACHE = output / "cache"
     common = {"per_device_train_batch_size": 1, "ddp_backend": "gloo"}
     report = {}
     for accumulation in (1, 2):

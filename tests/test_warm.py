@@ -1,0 +1,61 @@
+"""The Python of `warm.py` does what `python` does, as far as the tests that use it ask."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import warm
+
+PROGRAMS = {
+    "what it is told": "import os, sys; print(sys.argv, os.getcwd(), os.environ['TOLD'], __name__, sys.stdin.read())",
+    "both streams": "import sys; print('one'); print('two', file=sys.stderr)",
+    "a status": "import sys; sys.exit(7)",
+    "a sentence": "import sys; sys.exit('why')",
+    "a signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "a child": "import os, subprocess; print(subprocess.run(['echo', os.environ['TOLD']], capture_output=True))",
+    "its end": "import atexit, threading, time; atexit.register(print, 'end'); "
+    "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("how", ["-c", "script"])
+def test_a_fork_is_a_python(name, how, tmp_path):
+    (tmp_path / "script.py").write_text(PROGRAMS[name])
+    told = ["-c", PROGRAMS[name], "a", "b c"] if how == "-c" else [str(tmp_path / "script.py"), "a", "b c"]
+    options = {
+        "env": {**os.environ, "TOLD": name},
+        "cwd": tmp_path,
+        "input": "read",
+        "capture_output": True,
+        "text": True,
+    }
+    cold, forked = (
+        subprocess.run([program, "-u", *told], **options) for program in (sys.executable, warm.executable())
+    )
+    assert (forked.returncode, forked.stdout, forked.stderr) == (cold.returncode, cold.stdout, cold.stderr)
+
+
+def test_an_error_ends_it_as_ever(tmp_path):
+    done = subprocess.run([warm.executable(), "-c", "raise KeyError('why')"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("Traceback") and done.stderr.endswith("KeyError: 'why'\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals_reach_it(number, tmp_path):
+    """And whoever waits for the program sees how it ended; a fork does not outlive a program that is killed."""
+    code = "import time; print(flush=True); time.sleep(1000)"
+    with subprocess.Popen([warm.executable(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as own:
+        own.stdout.readline()
+        own.send_signal(number)
+        assert own.wait(timeout=60) == -number
+        # The fork holds the other end of the pipe.
+        assert own.stdout.read() == b""
+
+
+def test_imports_are_behind_it():
+    code = "import sys; print('torch' in sys.modules, 'trl' in sys.modules)"
+    done = subprocess.run([warm.executable(), "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True True\n"
