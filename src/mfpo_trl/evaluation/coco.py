@@ -204,7 +204,7 @@ def _rules() -> tuple[Any, Any, Callable[[str], str]]:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
     from textblob.en.inflect import singularize
 
-    return PunktSentenceTokenizer(), NLTKWordTokenizer(), singularize
+    return PunktSentenceTokenizer(), NLTKWordTokenizer(), lru_cache(maxsize=100_000)(singularize)
 
 
 def built_in() -> dict[str, str]:
