@@ -4,6 +4,7 @@
 the sources: every `raise` there is in `REFUSALS`, or in `LATER` with the reason why no command line shows it before training.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,12 @@ def a_stage_without_its_model(argv: list[str], out: Path) -> None:
     (out / "_checkpoint-stage-1").rename(out / "elsewhere")
 
 
+def a_stage_of_another_training(argv: list[str], out: Path) -> None:
+    trained(argv, out, "--max_steps", "3")
+    state = out / "_checkpoint-stage-1" / "trainer_state.json"
+    state.write_text(re.sub(r'"run": "\w+"', '"run": "another"', state.read_text()))
+
+
 REFUSALS = [
     # The configuration
     Refusal(
@@ -301,6 +308,12 @@ REFUSALS = [
         "the reference of stage {} is the policy at the end of stage {}, and {} is not there",
         f"{STAGED} --curriculum_epochs 1 --curriculum_reference stage --max_steps 4 --resume_from_checkpoint {{out}}/checkpoint-3",
         prepare=a_stage_without_its_model,
+    ),
+    Refusal(
+        "{} is that of another training than {}",
+        f"{STAGED} --curriculum_epochs 1 --curriculum_reference stage --max_steps 4 --resume_from_checkpoint {{out}}/checkpoint-3",
+        "difficult",
+        prepare=a_stage_of_another_training,
     ),
     Refusal("the Hub needs a token with write access", "--push_to_hub"),
     Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy checkpoint"),

@@ -63,7 +63,8 @@ def batch_metrics(
     Returns:
         `loss/<term>`, counted as `Trainer` counts the loss; `tokens/padding`, counted in tokens; `completions/clipped_ratio`,
         counted in answers; `rewards/image_margins`,
-        `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image.
+        `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image. Rows that accelerate repeats so
+        that every rank has as many batches count each time, as they do in TRL's own metrics, and not in `eval_loss`.
     """
     weight = len(pairs) if micro_batches is None else 1 / micro_batches
     totals = {f"loss/{name}": (weight * value.detach(), weight) for name, value in losses.items()}

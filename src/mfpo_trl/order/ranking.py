@@ -51,8 +51,8 @@ def check_difficulties(args: MFPOConfig, dataset: Dataset) -> None:
         with_stages(args, found)
     elif args.curriculum_score != "mask_area" and not has_image_column(dataset):
         raise ValueError(
-            f"curriculum_score={args.curriculum_score!r} is computed for data with images only; give train_dataset a "
-            "column 'difficulty'"
+            f"curriculum_score={args.curriculum_score!r} is computed for data with images only, and train_dataset has neither "
+            f"'image' nor 'images', only {dataset.column_names}; rename its column of images, or give it a column 'difficulty'"
         )
 
 
