@@ -150,6 +150,10 @@ DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     "some places for images": lambda _: table(
         [{"image": tiny.picture(0), "prompt": prompt, **ANSWERS} for prompt in ("<image> what?", "what?")] * ROWS
     ),
+    "a column of paths": lambda folder: (
+        tiny.picture(0).save(folder / "a.png") or table([{"prompt": "what?", **ANSWERS, "picture": "a.png"}] * ROWS)
+    ),
+    "images alone": lambda _: table([{"image": tiny.picture(0)}] * ROWS),
     "paths that lead nowhere": lambda _: table([{"image": "no.png", "prompt": say("what?"), **SAID}] * ROWS),
     "one picture": lambda _: of_one_picture(),
     "some without regions": lambda _: good(key_regions=[]),
@@ -355,6 +359,9 @@ REFUSALS = [
     Refusal("holds two answers of which one is better", data="ratings that are equal"),
     Refusal("has no place for its image, and that of row {} has one", data="some places for images"),
     Refusal("row {}, field {}: {}", data="paths that lead nowhere", at="train.paths.whole"),
+    Refusal("names files of images ({}), and no image is read", "--image_root {folder}", "a column of paths"),
+    Refusal("must be a folder, and is {}", "--image_root {folder}/nowhere"),
+    Refusal("the data set holds images alone", data="images alone"),
     Refusal("holds images, and no image is read", data="picture"),
     Refusal("holds images, and no image is read", "--dataset_streaming", "picture"),
     # The order of the rows

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,9 @@ def _load(row: Mapping[str, Any], field: str, position: int, value: Any) -> Imag
     try:
         return to_rgb(value)
     except (OSError, ValueError, SyntaxError, TypeError, RuntimeError, Image.DecompressionBombError) as error:
-        raise row_error(row, field, f"image {position} cannot be read: {error}") from error
+        from_here = isinstance(error, FileNotFoundError) and not os.path.isabs(str(error.filename or os.sep))
+        hint = "; a relative path is one from the working directory" if from_here else ""
+        raise row_error(row, field, f"image {position} cannot be read: {error}{hint}") from error
 
 
 def to_rgb(value: Any) -> Image.Image:
