@@ -429,7 +429,9 @@ def test_rejected_rows_say_why_where_there_are_no_others(tmp_path, capsys):
 def test_of_missing_images_one_is_named(tmp_path, capsys):
     """The path that was looked for; and a root that is no folder costs no build."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "set"
-    rows.write_text("".join(f'{{"image": "img/{n}.png", "prompt": "what?", "chosen": "a", "rejected": "b"}}\n' for n in "01"))
+    rows.write_text(
+        "".join(f'{{"image": "img/{n}.png", "prompt": "what?", "chosen": "a", "rejected": "b"}}\n' for n in "01")
+    )
     argv = ["build", f"--dataset={rows}", f"--output={out}", "--grounder=none"]
     assert main([*argv, f"--image-root={tmp_path / 'img'}"]) == 1 and not out.exists()
     assert "must be a folder, and is not there" in capsys.readouterr().err

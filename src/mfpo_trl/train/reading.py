@@ -98,7 +98,7 @@ def _check_unread(dataset: Any, columns: Sequence[str], roots: Sequence[Path], n
     if {"image", "images"} & set(columns):
         return
     stored = isinstance(dataset, Dataset)
-    row = next(iter(dataset.with_format("arrow")[:1].to_pylist() if stored else dataset), {})
+    row: Mapping[str, Any] = next(iter(dataset.with_format("arrow")[:1].to_pylist() if stored else dataset), {})
     for column in set(row) - set(TEXTS):
         value = row[column][0] if isinstance(row[column], list) and row[column] else row[column]
         if isinstance(value, str) and Path(value).suffix.lower() in PICTURES and _is_file(value, roots):
