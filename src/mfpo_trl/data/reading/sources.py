@@ -43,7 +43,7 @@ def recognise(columns: Sequence[str]) -> str:
     for name, source in SOURCES.items():
         if set(source.needs) <= set(columns):
             return name
-    if set(columns) <= {"image", "label"}:
+    if set(columns) in ({"image"}, {"image", "label"}):
         raise ValueError(
             "the data set holds images alone, as `datasets` reads a folder with images in it; where a file of rows lies beside "
             "them, name that file in place of the folder"
