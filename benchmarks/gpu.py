@@ -24,7 +24,17 @@ from typing import Any
 
 from device.report import text
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torchvision", "mfpo_trl")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "torchvision",
+    "mfpo_trl",
+)
 USUAL_MINUTES = 8.0
 
 

@@ -33,7 +33,9 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.removeprefix("aten::")
-        view = any(result.alias_info is not None and not result.alias_info.is_write for result in function._schema.returns)
+        view = any(
+            result.alias_info is not None and not result.alias_info.is_write for result in function._schema.returns
+        )
         if not view and not name.startswith(NO_KERNEL):
             backward = "attention" in name and name.endswith("backward")
             self.found[name] += ATTENTION_BACKWARD if backward else 1
@@ -61,7 +63,9 @@ def count(groups: int) -> Counter[str]:
     query, key, value = (torch.randn(1, 2, width, 8, requires_grad=True) for _ in range(3))
 
     def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None
+        )
         return out.transpose(1, 2).contiguous()
 
     attend_by_group(attend, spans, query, key, value)  # the masks are made once for all layers
@@ -86,8 +90,12 @@ def main() -> None:
     for name, number in found.most_common():
         print(f"{number:6d} {name}")
     cost = launches * LAUNCH
-    print(f"{found.total()} a layer ({one} for a single group), {launches} in {args.layers} layers: {1e3 * cost:.0f} ms")
-    print(f"step of {args.groups // 2} pairs by docs/scaling.md: {1e3 * step:.0f} ms; share {cost / step:.1%} (at most {TARGET:.0%})")
+    print(
+        f"{found.total()} a layer ({one} for a single group), {launches} in {args.layers} layers: {1e3 * cost:.0f} ms"
+    )
+    print(
+        f"step of {args.groups // 2} pairs by docs/scaling.md: {1e3 * step:.0f} ms; share {cost / step:.1%} (at most {TARGET:.0%})"
+    )
 
 
 if __name__ == "__main__":

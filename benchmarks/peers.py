@@ -47,8 +47,12 @@ def presets() -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in fields.items() if k not in TRAINING} for name, fields in found.items()}
 
 
-def ways(tools: list[str]) -> dict[str, dict[str, Any]]:
-    """The lines of the table: a tool, its options, and what is asked of it beside text-only DPO with a live reference."""
+def ways(tools: list[str], asked: bool = True) -> dict[str, dict[str, Any]]:
+    """The lines of the table: a tool, its options, and what is asked of it beside text-only DPO with a live reference.
+
+    Args:
+        asked: whether the other tools are also asked for what this package adds, which they may refuse.
+    """
     lines: dict[str, dict[str, Any]] = {}
     for tool in ("trl", "ms-swift", "llamafactory"):
         if tool in tools:
@@ -60,7 +64,7 @@ def ways(tools: list[str]) -> dict[str, dict[str, Any]]:
                 lines[f"mfpo_trl {name}, live reference"] = {"tool": "mfpo_trl", "options": options | LIVE}
             lines[f"mfpo_trl {name}, cached reference"] = {"tool": "mfpo_trl", "options": options | CACHED}
     for tool in ("trl", "ms-swift", "llamafactory"):
-        if tool in tools:
+        if tool in tools and asked:
             lines[f"{TOOLS[tool]}, cached reference"] = {"tool": tool, "options": CACHED}
             lines[f"{TOOLS[tool]}, image term"] = {"tool": tool, "options": {}, "loss_type": "mdpo"}
     return lines
@@ -106,7 +110,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "beta": 0.1,
         "learning_rate": 1e-4,
     }
-    lines = ways(args.tools)
+    lines = ways(args.tools, not args.without_refusals)
     threads = {"OMP_NUM_THREADS": str(args.threads)}
     report: dict[str, Any] = {}
     runs: dict[str, Run] = {}
@@ -131,41 +135,48 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for run in runs.values():
             run.close()
     for name, run in runs.items():
-        report[name] = summary(run, runs[BASE])
+        report[name] = {"tool": lines[name]["tool"]} | summary(run, runs[BASE])
+    for name, found in report.items():
+        plain = report.get(f"{TOOLS[lines[name]['tool']]} DPO", {})
+        if lines[name].get("loss_type") and found.get("losses") and found["losses"] == plain.get("losses"):
+            report[name] = {
+                "tool": found["tool"],
+                "refuses": "nothing, and trains plain DPO: every loss is that of its DPO",
+            }
     notes = [f"{TOOLS[tool]} without {without}" for tool, (_, without) in pythons.items() if without]
     return {"notes": notes, "load": os.getloadavg(), "ways": {name: report[name] for name in lines}}
 
 
 def table(report: dict[str, Any]) -> str:
     """The report in Markdown: medians, least and greatest; ratios to TRL."""
-    pairs, cuda = report["pairs"], report["machine"].endswith("cuda")
-    held = "GPU memory, MiB" if cuda else "resident, MiB"
-    heads = ["", "seconds a step", "ratio", f"CPU seconds, {report['threads']} threads", "ratio", f"{held} (above the start)"]
-    heads += ["tokens a step", "loss beside TRL's"]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    refused = []
+    held = "GPU memory" if report["machine"].endswith("cuda") else "resident"
+    heads = ["", "seconds a step", "ratio", "CPU seconds a step", "ratio", f"{held}, MiB (above the start)"]
+    rows = [[*heads, "tokens a step", "loss"], ["---", *["---:"] * (len(heads) + 1)]]
+    refused, versions = [], {}
     base = report["ways"].get(BASE, {})
     for name, found in report["ways"].items():
         if "refuses" in found:
-            refused.append(f"- {name}: refuses: `{found['refuses'][:160]}`")
+            refused.append(f"- {name}: refuses {found['refuses'][:200]}")
             continue
         cells = [name]
         for what in ("seconds", "cpu"):
             times = found[what]
-            cells += [f"{times['median']:.3g} ({times['min']:.3g}–{times['max']:.3g})", f"{times.get('ratio', float('nan')):.2f}"]
+            cells.append(f"{times['median']:.3g} ({times['min']:.3g}–{times['max']:.3g})")
+            cells.append(f"{times['ratio']:.2f}" if "ratio" in times else "–")
         cells.append(f"{found['peak'] / 2**20:.0f} ({(found['peak'] - found['before']) / 2**20:.0f})")
         cells.append(str(found["tokens"]))
-        apart = max(abs(a - b) for a, b in zip(found["losses"], base["losses"], strict=True)) if "losses" in base else None
-        other = any(word in name for word in presets() if word != "dpo")
-        cells.append("other loss" if other or apart is None else f"{apart:.1e}")
+        same = found["tool"] != "mfpo_trl" or name.startswith("mfpo_trl dpo,")
+        apart = [abs(a - b) for a, b in zip(found["losses"], base.get("losses", []), strict=False)]
+        cells.append(f"{max(apart):.0e}" if same and apart else "other terms")
         rows.append(cells)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    versions: dict[str, str] = {}
-    for name, found in report["ways"].items():
-        for package, version in found.get("versions", {}).items():
-            versions.setdefault(f"{name.split()[0]}: {package} {version}", "")
-    head = f"{report['geometry']}, {pairs} pair(s) a step, {report['machine']}, {report['date']}, load {report['load'][0]:.1f}"
-    return "\n".join([head, "", *lines, "", *refused, *[f"- {note}" for note in report["notes"]], "- " + "; ".join(versions)])
+        own = [f"{package} {version}" for package, version in found["versions"].items()]
+        versions[TOOLS[found["tool"]]] = ", ".join(own)
+    head = f"{report['geometry']}, {report['pairs']} pair(s) a step, {report['machine']}, {report['threads']} thread(s) a process"
+    lines = [f"{head}, {report['date']}, load {report['load'][0]:.0f}", ""]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(
+        [*lines, "", *refused, *(f"- {n}: {v}" for n, v in versions.items()), *(f"- {n}" for n in report["notes"])]
+    )
 
 
 def main() -> None:
@@ -180,6 +191,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=900, help="seconds that a tool may take for one thing")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mfpo_trl" / "peers")
     parser.add_argument("--output", type=Path, help="write the table as JSON")
+    parser.add_argument("--without-refusals", action="store_true", help="ask the other tools for plain DPO only")
     parser.add_argument("--show", type=Path, help="print the table of such a file, and measure nothing")
     args = parser.parse_args()
     if args.show:

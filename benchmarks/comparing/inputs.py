@@ -22,7 +22,9 @@ def save_model(geometry: Geometry, dtype: torch.dtype, folder: Path) -> Path:
     processor.tokenizer.save_pretrained(folder)
     # A file of its own, and a class that has a name in older versions too.
     config = processor.image_processor.to_dict() | {"image_processor_type": "CLIPImageProcessor"}
-    config = {name: value for name, value in config.items() if isinstance(value, str | int | float | list | dict | bool)}
+    config = {
+        name: value for name, value in config.items() if isinstance(value, str | int | float | list | dict | bool)
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
     both = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     both.pop("image_processor", None)
@@ -75,6 +77,13 @@ def save_pairs(geometry: Geometry, count: int, folder: Path) -> dict[str, str]:
         Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8")
     Path(files["llamafactory"]).write_text(json.dumps(rows["llamafactory"]), encoding="utf-8")
     columns = {"messages": "conversations", **{name: name for name in ("chosen", "rejected", "images")}}
-    known = {"llamafactory": {"file_name": "llamafactory.json", "formatting": "sharegpt", "ranking": True, "columns": columns}}
+    known = {
+        "llamafactory": {
+            "file_name": "llamafactory.json",
+            "formatting": "sharegpt",
+            "ranking": True,
+            "columns": columns,
+        }
+    }
     (folder / "dataset_info.json").write_text(json.dumps(known), encoding="utf-8")
     return files

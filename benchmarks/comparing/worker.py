@@ -90,7 +90,9 @@ class Turns:
 
         if self.cuda:
             torch.cuda.synchronize()
-        wall, cpu = (now - then for now, then in zip((time.perf_counter(), time.process_time()), self.started, strict=True))
+        wall, cpu = (
+            now - then for now, then in zip((time.perf_counter(), time.process_time()), self.started, strict=True)
+        )
         peak = torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")
         reply(seconds=wall, cpu=cpu, peak=peak, **self.step)
         self.wait()
@@ -110,7 +112,9 @@ def start_adapter(model: Any) -> None:
         if not weight.requires_grad or not place:
             continue
         generator = torch.Generator().manual_seed(zlib.crc32(place[0].encode()))
-        values = torch.randn(weight.shape, generator=generator) * (0.02 if "lora_B" in name else weight.shape[1] ** -0.5)
+        values = torch.randn(weight.shape, generator=generator) * (
+            0.02 if "lora_B" in name else weight.shape[1] ** -0.5
+        )
         with torch.no_grad():
             weight.copy_(values)
 

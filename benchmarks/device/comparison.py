@@ -25,7 +25,10 @@ def comparisons(geometry: str, device: str, compiler: str) -> dict[str, list[tup
         "float32": [
             ("flat", single),
             ("packed", replace(single, way=PACKED)),
-            ("packed, activation_offloading", replace(single, way=PACKED, options=OFF | {"activation_offloading": True})),
+            (
+                "packed, activation_offloading",
+                replace(single, way=PACKED, options=OFF | {"activation_offloading": True}),
+            ),
             ("packed, no gradient checkpointing", replace(single, way=PACKED, options=OFF)),
             ("packed, flex_attention", replace(single, way=PACKED, kernel="flex_attention")),
             ("packed, eager", replace(single, way=PACKED, kernel="eager")),

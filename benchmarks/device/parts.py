@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from device.comparison import compared
 from device.profiling import loading, profiled
 from device.training import WAYS, Job, measured
@@ -44,19 +43,31 @@ class Settings:
     def of(cls, rehearse: bool, known: Mapping[str, Any]) -> "Settings":
         """On the device, or on a CPU in small."""
         if rehearse:
-            return cls("cpu", "tiny", "tiny", "tiny", 1, 2, (1, 2), 0, 8, "tiny", "eager", "adamw_torch", known)
+            return cls("cpu", *3 * ("rehearsal",), 1, 2, (1, 2), 0, 8, "tiny", "eager", "adamw_torch", known)
         sizes = (1, 2, 8, 16, 32, 64)
         return cls(
-            "cuda", "wide", "llava-1.5-7b", "llava-1.5-13b", 8, 4, sizes, 8, 256, "full", "inductor", "adamw_8bit", known
+            "cuda",
+            "wide",
+            "llava-1.5-7b",
+            "llava-1.5-13b",
+            8,
+            4,
+            sizes,
+            8,
+            256,
+            "full",
+            "inductor",
+            "adamw_8bit",
+            known,
         )
 
 
 def _tried(job: Job, steps: int) -> dict[str, Any]:
-    """What a training takes; that it does not fit is a result."""
+    """What a training takes; that it does not fit, or not run here, is a result, and the next one is tried."""
     try:
         return measured(job, steps)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return {"failed": f"out of memory: {str(error)[:200]}"}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
 def lora(settings: Settings) -> Results:

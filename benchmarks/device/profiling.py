@@ -95,7 +95,9 @@ def profiled(job: Job, steps: int) -> Iterator[tuple[str, Any]]:
         # On a GPU the time of a kernel is also that of the operation that started it: operations alone are added up.
         if cuda and not name.startswith("aten::") and "optimizer" not in name:
             continue
-        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "elementwise and rest")
+        kind = next(
+            (kind for kind, words in KINDS.items() if any(word in name for word in words)), "elementwise and rest"
+        )
         times[kind] += getattr(event, own) / 1000 / steps
     yield "by kind of operation, ms", dict(times.most_common())
     yield "in the forwards, ms", dict(named)

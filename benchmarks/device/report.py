@@ -43,7 +43,9 @@ TITLES = {
 def text(report: Mapping[str, Any]) -> str:
     """All tables of a report, in Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines = [f"{report['card']}, {report['date']}{', a rehearsal on a CPU' if report['rehearsed'] else ''}; {versions}"]
+    lines = [
+        f"{report['card']}, {report['date']}{', a rehearsal on a CPU' if report['rehearsed'] else ''}; {versions}"
+    ]
     for name, part in report["parts"].items():
         lines += ["", f"{TITLES.get(name, name)}: {part['status']}, {part['seconds']:.0f} s", ""]
         lines += steps_table(part["results"]) if name in TITLES else _plain(part["results"])

@@ -74,9 +74,15 @@ def model_of(job: Job, folder: Path) -> LlavaForConditionalGeneration:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=job.dtype,
         )
-        return LlavaForConditionalGeneration.from_pretrained(
+        model = LlavaForConditionalGeneration.from_pretrained(
             path, quantization_config=quantization, dtype=job.dtype, device_map={"": job.device}, use_safetensors=True
         )
+    for module in model.modules():
+        # On a CPU with AVX-512 in bfloat16, bitsandbytes 0.50 packs weights in the first pass without gradients, such as that
+        # for a cached reference, and cannot train with them behind it.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def trainer_of(job: Job, folder: Path, rows: list[dict[str, Any]]) -> Any:
