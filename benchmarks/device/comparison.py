@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from comparing.worker import start_adapter
-from device.training import WAYS, Job, trainer_of
 from llava import GEOMETRIES, pairs
+
+from device.training import WAYS, Job, trainer_of
 
 FLAT, PACKED = WAYS["MFPO flat"], WAYS["MFPO packed"]
 TEXT = {"image_loss_weight": 0.0, "anchor_loss_weight": 0.0}

@@ -10,12 +10,11 @@ from typing import Any
 from unittest import mock
 
 import loader
-import torch
-from device.training import Job, trainer_of
 from llava import GEOMETRIES, build_processor, pairs
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
 
+from device.training import Job, trainer_of
 from mfpo_trl import MFPOConfig
 from mfpo_trl.batch import build_collator, forward, unwrapped
 from mfpo_trl.batch.packing import PACKED_ROW
