@@ -49,7 +49,7 @@ def text(report: Mapping[str, Any]) -> str:
     for name, part in report["parts"].items():
         lines += ["", f"{TITLES.get(name, name)}: {part['status']}, {part['seconds']:.0f} s", ""]
         lines += steps_table(part["results"]) if name in TITLES else _plain(part["results"])
-    return "\n".join([*lines, "", *goals(report)])
+    return "\n".join(lines if report["rehearsed"] else [*lines, "", *goals(report)])
 
 
 def goals(report: Mapping[str, Any]) -> list[str]:
