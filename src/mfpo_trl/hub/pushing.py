@@ -61,7 +61,8 @@ def push_model(
     args = trainer.args
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     if trainer.hub_model_id is None:
-        trainer.init_hf_repo(token=token, private=private)
+        # transformers up to 5.19 knows no such argument here and reads `hub_private_repo` alone.
+        trainer.init_hf_repo(token=token, **({} if private is None else {"private": private}))
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return None

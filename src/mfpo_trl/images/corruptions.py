@@ -96,8 +96,10 @@ def diffusion(
     eps *= np.float32(127.5 * noise)
     eps += np.float32(127.5 * (1 - signal))
     rows, columns = _bounds(region)
-    noisy = eps.take(np.arange(height)[rows] * grid_height // height, axis=0)
-    noisy = noisy.take(np.arange(width)[columns] * grid_width // width, axis=1)
+    lines, places = np.arange(height)[rows] * grid_height // height, np.arange(width)[columns] * grid_width // width
+    # First the columns of the few lines of the grid, then those lines as often as the image has them.
+    first, last = (lines[0], lines[-1] + 1) if len(lines) else (0, 0)
+    noisy = eps[first:last].take(places, axis=1).take(lines - first, axis=0)
     noisy += np.multiply(image[rows, columns], np.float32(signal), dtype=np.float32)
     np.rint(noisy, out=noisy)
     np.clip(noisy, 0, 255, out=noisy)
