@@ -5,5 +5,6 @@ from .figures import Measure as Measure
 from .figures import compare as compare
 from .figures import wilson as wilson
 from .merge import run_merge as run_merge
+from .reliance import run_reliance as run_reliance
 from .report import Group as Group
 from .report import Result as Result

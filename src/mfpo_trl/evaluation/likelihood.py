@@ -50,12 +50,60 @@ class Answers:
         replay = _trl.Replay(self.model, inputs, branches.to(self.model.device), pairs.to(self.model.device))
         replay.score()
         logps = replay.outputs.log_probs.double().sum(dim=1)
-        columns = [(of_pairs(logps, replay.pairs, own), of_pairs(replay.branches[:, 2], replay.pairs, own)) for own in collator.branches]
+        columns = [
+            (of_pairs(logps, replay.pairs, own), of_pairs(replay.branches[:, 2], replay.pairs, own))
+            for own in collator.branches
+        ]
         values, counts = zip(*columns, strict=True)
         return torch.stack(values, dim=1).cpu().numpy(), torch.stack(counts, dim=1).cpu().numpy()
 
+    @torch.inference_mode()
+    def greedy(self, rows: Sequence[Mapping[str, Any]], max_new_tokens: int) -> list[str]:
+        """The model's own answer to each row's prompt and images, word by word the likeliest.
 
-def _batches(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[Sequence[Mapping[str, Any]]]:
+        Raises:
+            RowError: a row that cannot be used.
+        """
+        collator = replace(self.collator, branches=("chosen",))
+        prompts = [collator.encode(row)["chosen"].prompt for row in rows]
+        alike: dict[Any, list[int]] = {}
+        for n, prompt in enumerate(prompts):
+            # Rows of one length need no padding, and what is padded may be answered otherwise.
+            shapes = tuple((name, value.shape[1:]) for name, value in sorted(prompt.vision.items()))
+            alike.setdefault((len(prompt.tokens["input_ids"]), shapes), []).append(n)
+        said = [""] * len(rows)
+        for group in alike.values():
+            for batch in _batches(group, self.size):
+                for n, text in zip(batch, self._continued([prompts[n] for n in batch], max_new_tokens), strict=True):
+                    said[n] = text
+        return said
+
+    def _continued(self, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
+        names = prompts[0].tokens
+        inputs = {name: torch.stack([prompt.tokens[name] for prompt in prompts]) for name in names}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs |= {name: torch.cat([prompt.vision[name] for prompt in prompts]) for name in prompts[0].vision}
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in inputs.items()
+        }
+        tokenizer = self.collator.processor.tokenizer
+        found = self.model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        new = found[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 

@@ -112,7 +112,9 @@ def adapter_settings(name: str) -> dict[str, Any] | None:
         from huggingface_hub.errors import HFValidationError
         from transformers.utils import cached_file
 
-        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+        quiet = {
+            f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
+        }
         try:
             found = cached_file(name, ADAPTER_CONFIG, **quiet)
         except (OSError, HFValidationError) as error:
