@@ -19,3 +19,4 @@ from .parts import part_of as part_of
 from .parts import peft_config as peft_config
 from .splits import Splits as Splits
 from .splits import evaluates as evaluates
+from .splits import rows_of as rows_of

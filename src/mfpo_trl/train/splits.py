@@ -93,6 +93,21 @@ class Splits:
         return as_rows(split_of(self.data, name, advice), script.dataset_name, script.source, script.image_root)
 
 
+def rows_of(name: str, split: str = "train", source: str = "auto", image_root: str | None = None) -> Any:
+    """The rows of one split of a data set, as a training reads them.
+
+    Args:
+        name: a folder, a file or an id on the Hub.
+        split: of the data set.
+        source, image_root: as the fields of those names.
+
+    Raises:
+        ValueError: there is no such data set or split, or a row that cannot be read.
+    """
+    script = TrainScriptArguments(dataset_name=name, source=source, image_root=image_root)
+    return as_rows(split_of(load(script), split), name, source, image_root)
+
+
 def evaluates(training: MFPOConfig) -> bool:
     """Whether the rows to evaluate on are read."""
     return training.eval_strategy != "no" or training.eval_on_start
