@@ -44,6 +44,10 @@ def _main(argv: list[str]) -> int:
         from .evaluation import main as score
 
         return score(argv[1:])
+    if argv[:1] == ["generate"]:
+        from .evaluation import run_generate
+
+        return run_generate(argv[1:])
     if argv[:1] == ["merge"]:
         from .evaluation import run_merge
 
@@ -100,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "check",
         help="find what would go wrong in a training, and what it needs, before it runs (mfpo check --help)",
+        add_help=False,
+    )
+    commands.add_parser(
+        "generate",
+        help="a model's answers to a benchmark or to prompts of your own (mfpo generate --help)",
         add_help=False,
     )
     commands.add_parser(

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import chair, objhal, pope
+from . import amber, chair, hallusionbench, mmhal, objhal, pope
+from .endpoint import EndpointError
 from .published import published_rows, published_table
 from .report import Result, as_json, as_text, differences, table
 
-BENCHMARKS = {"chair": chair, "objhal": objhal, "pope": pope}
+BENCHMARKS = {
+    "amber": amber,
+    "chair": chair,
+    "hallusionbench": hallusionbench,
+    "mmhal": mmhal,
+    "objhal": objhal,
+    "pope": pope,
+}
 """Each is a file with `TITLE`, `HELP`, `DESCRIPTION`, `add_options(parser)` and `score(args, responses) -> Result`."""
 
 
@@ -72,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         return run(args)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as error:
+    except (EndpointError, ImportError, OSError, ValueError) as error:
         print(f"mfpo score {args.benchmark}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
