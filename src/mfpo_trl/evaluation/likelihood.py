@@ -10,6 +10,7 @@ import torch
 from .. import _trl
 from ..batch import MFPOCollator, choose_layout, prepare
 from ..objective import BRANCHES, of_pairs, split_batch
+from .generate import Decoding, placed, plain_generation
 
 
 class Answers:
@@ -72,35 +73,21 @@ class Answers:
             shapes = tuple((name, value.shape[1:]) for name, value in sorted(prompt.vision.items()))
             alike.setdefault((len(prompt.tokens["input_ids"]), shapes), []).append(n)
         said = [""] * len(rows)
-        for group in alike.values():
-            for batch in _batches(group, self.size):
-                for n, text in zip(batch, self._continued([prompts[n] for n in batch], max_new_tokens), strict=True):
-                    said[n] = text
+        with plain_generation(self.model, self.collator.processor, Decoding(max_new_tokens)):
+            for group in alike.values():
+                for batch in _batches(group, self.size):
+                    for n, text in zip(batch, self._continued([prompts[n] for n in batch]), strict=True):
+                        said[n] = text
         return said
 
-    def _continued(self, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
-        names = prompts[0].tokens
-        inputs = {name: torch.stack([prompt.tokens[name] for prompt in prompts]) for name in names}
+    def _continued(self, prompts: Sequence[Any]) -> list[str]:
+        inputs = {name: torch.stack([prompt.tokens[name] for prompt in prompts]) for name in prompts[0].tokens}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         inputs |= {name: torch.cat([prompt.vision[name] for prompt in prompts]) for name in prompts[0].vision}
-        device, dtype = self.model.device, self.model.dtype
-        inputs = {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in inputs.items()
-        }
-        tokenizer = self.collator.processor.tokenizer
-        found = self.model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        found = self.model.generate(**placed(inputs, self.model))
         new = found[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        said = self.collator.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text.strip() for text in said]
 
 
 def _batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -128,7 +128,9 @@ def look(args: argparse.Namespace, read_rows: ReadRows) -> tuple[Result, list[Se
             part = rows[start : start + args.batch_size]
             seen += looker(part)
             bar.update(len(part))
-    return Result(TITLE, groups(seen), _settings(args, place, how), [*notes, *_left_out(seen, looker)]), seen
+    weights = f"{quantisation or str(policy.model.dtype).removeprefix('torch.')}"
+    settings = {"weights": weights, **_settings(args, place, how)}
+    return Result(TITLE, groups(seen), settings, [*notes, *_left_out(seen, looker)]), seen
 
 
 def _rows(dataset: Any, count: int) -> tuple[list[Any], list[str]]:
