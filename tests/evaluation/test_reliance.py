@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl._trl import NumberedRows
@@ -58,7 +60,7 @@ def rows(count=ROWS) -> Dataset:
 
 def looked(capsys, *argv, data=None):
     """The report of a command, and what it printed on standard error."""
-    status = run_reliance([*map(str, argv), "--json"], lambda args: data or rows())
+    status = run_reliance([*map(str, argv), "--dataset", "x", "--json"], lambda args: data or rows())
     printed = capsys.readouterr()
     assert not status, printed.err
     return json.loads(printed.out), printed.err
@@ -91,9 +93,8 @@ def test_a_model_that_cannot_look(folder, capsys):
 def straight(model, processor, row, images, answer):
     """Summed log-probability of an answer, from the logits of one row."""
     prompt = f"USER: {'<image>' + chr(10) if images else ''}{row['prompt'][0]['content']} ASSISTANT:"
-    # The template writes no blank behind ASSISTANT: and one before each text.
     ids = processor(images=images or None, text=[prompt], return_tensors="pt", add_special_tokens=False)
-    said = processor.tokenizer(f" {answer}</s>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    said = processor.tokenizer(f" {answer} </s>", add_special_tokens=False, return_tensors="pt")["input_ids"]
     inputs = {**ids, "input_ids": torch.cat([ids["input_ids"], said], dim=1)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
@@ -102,24 +103,11 @@ def straight(model, processor, row, images, answer):
     return float(found), said.shape[1]
 
 
-def template_blank(processor) -> bool:
-    text = processor.apply_chat_template(
-        [
-            {"role": "user", "content": [{"type": "text", "text": "a"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
-        ]
-    )
-    return text == "USER: a ASSISTANT: b </s>"
-
-
 def test_every_figure_against_straight_line_arithmetic(folder, capsys):
     """Log-probabilities from plain logits, one row at a time, and means, shares and quotients of them by hand."""
     report, _ = looked(
         capsys, "--model", folder / "model-adapter", "--perturb", "black", "--max-new-tokens", 4, "--batch-size", 4
     )
-    from peft import PeftModel
-    from transformers import AutoModelForImageTextToText
-
     model = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(folder / "model"), folder / "model-adapter"
     ).eval()
@@ -196,18 +184,14 @@ def test_every_figure_against_straight_line_arithmetic(folder, capsys):
     assert regions["key_drop"] == pytest.approx(np.mean(key), **close)
     assert regions["random_drop"] == pytest.approx(np.mean(other), **close)
     assert regions["key_region_reliance"] == pytest.approx(np.mean(key) - np.mean(other), **close)
-    assert template_blank(processor) or True
 
 
 def test_rewards_are_those_of_an_evaluation(folder, capsys, tmp_path):
     """`MFPOTrainer.evaluate` on the same rows, whose rewards are ours times beta."""
     report, _ = looked(capsys, "--model", folder / "model-adapter", "--no-answers")
-    from peft import PeftModel
-    from transformers import AutoModelForImageTextToText
-
-    base = AutoModelForImageTextToText.from_pretrained(folder / "model")
     trainer = MFPOTrainer(
-        model=PeftModel.from_pretrained(base, folder / "model-adapter", is_trainable=True),
+        model=str(folder / "model"),
+        peft_config=PeftConfig.from_pretrained(folder / "model-adapter"),
         args=MFPOConfig(
             output_dir=str(tmp_path),
             max_length=None,
@@ -221,6 +205,8 @@ def test_rewards_are_those_of_an_evaluation(folder, capsys, tmp_path):
         eval_dataset=rows(),
         processing_class=tiny.processor(),
     )
+    # Not given as the model, because TRL would make it the reference too.
+    set_peft_model_state_dict(trainer.model, load_peft_weights(str(folder / "model-adapter"), "cpu"))
     logged = trainer.evaluate()
     rewards = values(report, "rewards")
     assert 0.1 * rewards["text_reward"] == pytest.approx(logged["eval_rewards/margins"], abs=1e-5)

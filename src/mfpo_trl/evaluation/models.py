@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,12 +230,14 @@ def _has_processor(name: str) -> bool:
         return False
 
 
-def dequantised(model: Any, dtype: Mapping[str, Any] | Any) -> Any:
+def dequantised(model: Any, dtype: Any) -> Any:
     """The model with weights of this type in place of quantised ones, as it computes with them.
 
     Raises:
         ValueError: weights of a kind that cannot be brought back.
     """
+    from .. import _trl
+
     if getattr(model, "hf_quantizer", None) is None:
         return model
     try:
@@ -247,4 +248,5 @@ def dequantised(model: Any, dtype: Mapping[str, Any] | Any) -> Any:
             f"the weights of the model are quantised ({kind}) and cannot be brought back; name the same model without "
             "quantisation with --base"
         ) from error
+    _trl.savable(model)
     return model

@@ -8,7 +8,7 @@ from typing import Any
 
 from .looking import Looker, Seen, groups, switched_off
 from .models import Place, load, load_processor, place_of
-from .options import ReadRows, rows_options, stored_as, stored_options
+from .options import Parser, ReadRows, rows_options, stored_as, stored_options
 from .report import Result, as_json, as_text, table
 from .variants import Perturbation, Variants, perturbation
 
@@ -19,9 +19,8 @@ SHOWN = 8
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfpo reliance`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mfpo reliance",
-        allow_abbrev=False,
         description="Whether a model answers because of the image: how often its answer changes where the image is perturbed, "
         "how much better it tells chosen from rejected answers with the image than without it and with a wrong one, what its "
         "rewards are for text and for image, and how much it needs the key regions. With 95 % intervals.",
