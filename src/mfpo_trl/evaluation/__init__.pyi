@@ -1,3 +1,4 @@
+from .command import build_parser as build_parser
 from .command import main as main
 from .figures import Difference as Difference
 from .figures import Figure as Figure
