@@ -126,6 +126,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     found["train"] = train.parser_of_fields()
     found["check"] = _parser_of(lambda: parse_options([]))
     benchmarks = build_score()._subparsers._group_actions[0].choices
+    found |= {"merge": build_merge(), "reliance": build_reliance()}
     found |= {f"score {name}": parser for name, parser in benchmarks.items()}
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         if "ArgumentParser" in path.read_text():
@@ -205,6 +206,8 @@ def run(command: list[str], folder: Path) -> None:
             trained(parse_options(arguments)[1])
         elif name == "build":
             built(arguments, folder)
+        elif name in ("merge", "reliance") and arguments:
+            parsers()[name].parse_args(arguments)
         elif name == "score" and arguments[1:]:
             build_score().parse_args(arguments)
         elif name == "score":

@@ -111,7 +111,11 @@ def merge(args: argparse.Namespace, read_rows: ReadRows) -> Change | None:
 
 
 def check_output(folder: Path) -> None:
-    """Raises ValueError: what is written would lie among other files."""
+    """Make room for a new folder.
+
+    Raises:
+        ValueError: what is written would lie among other files.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output {folder} is there already; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,11 @@ def run_reliance(argv: Sequence[str], read_rows: ReadRows) -> int:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises ValueError: a number out of its range, or a page that is no page; before anything is loaded."""
+    """Refuse what cannot be done, before anything is loaded.
+
+    Raises:
+        ValueError: a number out of its range, or a page that is no page.
+    """
     for name in ("num_rows", "max_new_tokens", "random_regions", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected a number from 1 up")
