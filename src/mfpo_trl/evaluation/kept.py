@@ -77,7 +77,7 @@ class Kept:
         now = json.loads(json.dumps(settings))
         other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if other:
-            told = ", ".join(f"{name} {shown(before.get(name))}, now {shown(now.get(name))}" for name in other)
+            told = ", ".join(f"{name} {before.get(name)!r:.60}, now {now.get(name)!r:.60}" for name in other)
             raise ValueError(
                 f"{self.output} was begun with other settings ({told}); name another --output, or remove it"
             )
