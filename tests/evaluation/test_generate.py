@@ -38,14 +38,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     tiny.save_pretrained(folder / "model")
     # Ends that come now and then; the sampling and the penalty are what published models bring.
-    ends = GenerationConfig(
-        eos_token_id=ENDS, do_sample=True, temperature=0.3, repetition_penalty=1.5, pad_token_id=0
-    )
+    ends = GenerationConfig(eos_token_id=ENDS, do_sample=True, temperature=0.3, repetition_penalty=1.5, pad_token_id=0)
     ends.save_pretrained(folder / "model")
     (folder / "amber" / "image").mkdir(parents=True)
     for n in range(1, 6):
         tiny.picture(n, 30 + 5 * n, 32).save(folder / "amber" / "image" / f"AMBER_{n}.jpg")
-    described = [{"id": n, "image": f"AMBER_{n}.jpg", "query": "Describe this image."} for n in range(1, 1 + DESCRIBED)]
+    described = [
+        {"id": n, "image": f"AMBER_{n}.jpg", "query": "Describe this image."} for n in range(1, 1 + DESCRIBED)
+    ]
     asked = [{"id": 1000 + n, "image": f"AMBER_{1 + n % 5}.jpg", "query": question(n)} for n in range(ASKED)]
     (folder / "amber" / "query_generative.json").write_text(json.dumps(described))
     (folder / "amber" / "query_discriminative.json").write_text(json.dumps(asked))
@@ -352,7 +352,10 @@ def test_forms_of_rows(form, tmp_path):
         ({"prompt": "q", "image": "../secret.png"}, "row 0: '../secret.png' lies outside of"),
         ({"prompt": "q", "image": "http://x/y.png"}, "row 0: 'http://x/y.png' is a URL"),
         ({"image": None}, "row 0: has no 'prompt' or 'question', only 'image'"),
-        ({"prompt": "<image> and <image>"}, "row 0: field 'prompt' has 2 place(s) for an image, and the row has 0 image(s)"),
+        (
+            {"prompt": "<image> and <image>"},
+            "row 0: field 'prompt' has 2 place(s) for an image, and the row has 0 image(s)",
+        ),
         ({"prompt": [{"role": "assistant", "content": "a"}]}, "row 0: its prompt ends with a message of 'assistant'"),
         ([1], "row 0: found a list"),
     ],
