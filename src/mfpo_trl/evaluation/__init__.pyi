@@ -1,5 +1,8 @@
 from .command import build_parser as build_parser
 from .command import main as main
+from .during import DURING as DURING
+from .during import During as During
+from .during import Scored as Scored
 from .figures import Difference as Difference
 from .figures import Figure as Figure
 from .figures import Measure as Measure

@@ -84,9 +84,11 @@ def length(prompt: Prompt) -> float:
     return texts / LETTERS_A_TOKEN + sum(pixels(own) for own in prompt.pictures()) / PIXELS_A_TOKEN
 
 
-def pixels(picture: Path | bytes) -> int:
-    """Of a picture, by the head of its file; 0 where that cannot be read, which is said when the whole is."""
-    return _of_file(picture) if isinstance(picture, Path) else _of_head(io.BytesIO(picture))
+def pixels(picture: Any) -> int:
+    """Of a picture, of a file by its head; 0 where that cannot be read, which is said when the whole is."""
+    if isinstance(picture, Path):
+        return _of_file(picture)
+    return _of_head(io.BytesIO(picture)) if isinstance(picture, bytes) else picture.width * picture.height
 
 
 @cache

@@ -155,6 +155,13 @@ def check_options(args: argparse.Namespace) -> None:
             f"--output {args.output} is a folder; name a file in it, such as {args.output / 'answers.jsonl'}"
         )
     Decoding(args.max_new_tokens, args.num_beams)
+    if args.endpoint is not None:
+        server_of(args)
+
+
+def server_of(args: argparse.Namespace) -> Endpoint:
+    """Raises ValueError: an address that is none."""
+    return Endpoint(args.endpoint, args.served_model, concurrency=args.concurrency)
 
 
 def read(args: argparse.Namespace) -> list[Prompt]:
@@ -259,9 +266,8 @@ def fitting(answers: Answers) -> Answers:
 
 def served(args: argparse.Namespace, prompts: Sequence[Prompt]) -> Answers:
     """Answers of a server, each as it comes; raises as `complete` does."""
-    endpoint = Endpoint(args.endpoint, args.served_model, concurrency=args.concurrency)
     requests = (Request(dict(own.row), said(own), max_tokens=args.max_new_tokens, tag=own) for own in prompts)
-    for request, text in complete(requests, endpoint, in_order=False):
+    for request, text in complete(requests, server_of(args), in_order=False):
         yield [(request.tag, text.strip())]
 
 

@@ -62,14 +62,14 @@ class Kept:
         Raises:
             ValueError: which differ, or that nobody knows them.
         """
-        there = [path for path in self.order if path.exists()]
-        if not self.settings_path.exists():
-            if there:
-                raise ValueError(
-                    f"{there[0]} is there and {self.settings_path.name}, which says what made it, is not; name another --output, or "
-                    "remove it"
-                )
+        there = self._there()
+        if not there:
             return
+        if not self.settings_path.exists():
+            raise ValueError(
+                f"{there[0]} is there and {self.settings_path.name}, which says what made it, is not; name another --output, or "
+                "remove it"
+            )
         try:
             before = json.loads(self.settings_path.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError):
@@ -77,7 +77,7 @@ class Kept:
         now = json.loads(json.dumps(settings))
         other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if other:
-            told = ", ".join(f"{name} {shown(before.get(name))}, now {shown(now.get(name))}" for name in other)
+            told = ", ".join(f"{name} {before.get(name)!r:.60}, now {now.get(name)!r:.60}" for name in other)
             raise ValueError(
                 f"{self.output} was begun with other settings ({told}); name another --output, or remove it"
             )
@@ -93,10 +93,14 @@ class Kept:
             ValueError: an answer to none of the prompts, or a line that is none.
         """
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        if not self.settings_path.exists():
+        if not self._there():
             write(self.settings_path, json.dumps({"settings": settings, **told}, indent=2, ensure_ascii=False) + "\n")
         for path in self.order:
             self._gather(path, in_order=False)
+
+    def _there(self) -> list[Path]:
+        """The files that hold answers."""
+        return [own for path in self.order for own in (path, *_of_others(path)) if own.exists()]
 
     # Answers
 
@@ -129,7 +133,7 @@ class Kept:
         return path.with_name(f"{path.name}.process-{self.process}") if self.process else path
 
     def _gather(self, path: Path, in_order: bool) -> None:
-        others = sorted(path.parent.glob(f"{glob.escape(path.name)}.process-*"))
+        others = _of_others(path)
         found = {}
         for own in (path, *others):
             found |= self._read(own, path)
@@ -164,6 +168,11 @@ class Kept:
                 )
             found[name] = row
         return found
+
+
+def _of_others(path: Path) -> list[Path]:
+    """What other processes than the first have written."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.process-*"))
 
 
 def write(path: Path, content: str) -> None:

@@ -1,7 +1,6 @@
 """What a benchmark asks: its files, where they come from, and a model's turn for each of its questions."""
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -95,7 +94,7 @@ def _of_objhal(row: Row, where: str) -> Row:
 def _embedded(row: Row) -> bytes:
     try:
         return base64.b64decode(row["image"], validate=True)
-    except (KeyError, TypeError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'image' is no picture in base64 ({error})") from None
 
 

@@ -1,3 +1,4 @@
+from .benchmark import BenchmarkCallback as BenchmarkCallback
 from .command import arguments as arguments
 from .command import build as build
 from .command import check_name as check_name
