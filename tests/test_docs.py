@@ -40,6 +40,8 @@ from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
 from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
 from mfpo_trl.evaluation import build_parser as build_score
+from mfpo_trl.evaluation.merge import build_parser as build_merge
+from mfpo_trl.evaluation.reliance import build_parser as build_reliance
 from mfpo_trl.recipes import recipe_file
 from mfpo_trl.train import command as train
 from mfpo_trl.train import launch
