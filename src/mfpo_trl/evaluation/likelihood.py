@@ -46,7 +46,7 @@ class Answers:
 
     @torch.inference_mode()
     def _batch(self, collator: MFPOCollator, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        inputs, branches, pairs = split_batch(collator(list(rows)))
+        inputs, branches, pairs = split_batch(collator([dict(row) for row in rows]))
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         replay = _trl.Replay(self.model, inputs, branches.to(self.model.device), pairs.to(self.model.device))
         replay.score()

@@ -94,7 +94,7 @@ class Looker:
         """
         make = self.variants
         plain = [make.plain(row) for row in rows]
-        pairs = {"image": plain, "wrong": [make.wrong(row) for row in plain]}
+        pairs: dict[str, Sequence[Row | None]] = {"image": plain, "wrong": [make.wrong(row) for row in plain]}
         if self.blind:
             pairs["without"] = [make.without(row) for row in plain]
         dispreferred = [make.dispreferred(row) for row in plain]
@@ -105,7 +105,7 @@ class Looker:
         masks = [make.masks(row) for row in plain]
         hidden = [None if own is None else make.hidden(row, own) for row, own in zip(plain, masks, strict=True)]
         key, random = self._hidden(plain, masks, hidden)
-        perturbed = [make.perturbed(row) for row in plain] if self.generate else [None] * len(rows)
+        perturbed: list[Row | None] = [make.perturbed(row) if self.generate else None for row in plain]
         answers = self._answers(plain, perturbed)
         return [
             Seen(

@@ -175,7 +175,7 @@ class Variants:
             rngs = [row_generator(digest, self.seed, f"random region {n}", draw) for n in range(len(masks))]
             found.append(
                 [
-                    random_region(*mask.shape, rng, float(mask.mean())) if mask.any() else mask
+                    random_region(mask.shape[0], mask.shape[1], rng, float(mask.mean())) if mask.any() else mask
                     for mask, rng in zip(masks, rngs, strict=True)
                 ]
             )
