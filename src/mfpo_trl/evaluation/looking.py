@@ -135,11 +135,13 @@ class Looker:
         for name, rows in {**pairs, "dispreferred": dispreferred}.items():
             both = ("chosen",) if name == "dispreferred" else ("chosen", "rejected")
             there = [n for n, row in enumerate(rows) if row is not None]
-            logps, counts = score([rows[n] or {} for n in there], both) if there else ([], [])
+            if not there:
+                continue
+            logps, counts = score([rows[n] or {} for n in there], both)
             for n, own in zip(there, logps, strict=True):
                 found[n][name] = own
             if name == "image":
-                tokens = np.asarray(counts)
+                tokens = counts
         return found, tokens
 
     def _hidden(
