@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 from .data import add_build, add_preview, with_recipe
@@ -44,6 +44,18 @@ def _main(argv: list[str]) -> int:
         from .evaluation import main as score
 
         return score(argv[1:])
+    if argv[:1] == ["generate"]:
+        from .evaluation import run_generate
+
+        return run_generate(argv[1:])
+    if argv[:1] == ["merge"]:
+        from .evaluation import run_merge
+
+        return run_merge(argv[1:], _rows)
+    if argv[:1] == ["reliance"]:
+        from .evaluation import run_reliance
+
+        return run_reliance(argv[1:], _rows)
     if argv[:1] == ["build"]:
         try:
             argv = ["build", *with_recipe(argv[1:])]
@@ -52,6 +64,13 @@ def _main(argv: list[str]) -> int:
             return 1
     args = build_parser().parse_args(argv)
     return args.run(args)
+
+
+def _rows(options: argparse.Namespace) -> Any:
+    """The data set that options name, read as a training reads it."""
+    from .train import rows_of
+
+    return rows_of(options.dataset, options.split, options.source, options.image_root)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,6 +104,21 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "check",
         help="find what would go wrong in a training, and what it needs, before it runs (mfpo check --help)",
+        add_help=False,
+    )
+    commands.add_parser(
+        "generate",
+        help="a model's answers to a benchmark or to prompts of your own (mfpo generate --help)",
+        add_help=False,
+    )
+    commands.add_parser(
+        "merge",
+        help="write the weights of a model with its adapter in them (mfpo merge --help)",
+        add_help=False,
+    )
+    commands.add_parser(
+        "reliance",
+        help="whether a model answers because of the image (mfpo reliance --help)",
         add_help=False,
     )
     commands.add_parser(

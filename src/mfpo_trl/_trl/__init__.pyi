@@ -24,9 +24,12 @@ from .following import forget_reference_model as forget_reference_model
 from .following import policy_to_reference as policy_to_reference
 from .following import settle_reference_adapter as settle_reference_adapter
 from .following import trained_outside_of_adapter as trained_outside_of_adapter
+from .generation import generating as generating
+from .generation import log_answers as log_answers
 from .loading import has_full_weights as has_full_weights
 from .loading import load_full_weights as load_full_weights
 from .loading import precision_kept as precision_kept
+from .loading import savable as savable
 from .replay import PER_TOKEN_OUTPUTS as PER_TOKEN_OUTPUTS
 from .replay import Replay as Replay
 from .replay import reference_given as reference_given

@@ -1,9 +1,15 @@
 from .command import build_parser as build_parser
 from .command import main as main
+from .during import DURING as DURING
+from .during import During as During
+from .during import Scored as Scored
 from .figures import Difference as Difference
 from .figures import Figure as Figure
 from .figures import Measure as Measure
 from .figures import compare as compare
 from .figures import wilson as wilson
+from .generating import run_generate as run_generate
+from .merge import run_merge as run_merge
+from .reliance import run_reliance as run_reliance
 from .report import Group as Group
 from .report import Result as Result

@@ -1,3 +1,4 @@
+from .benchmark import BenchmarkCallback as BenchmarkCallback
 from .command import arguments as arguments
 from .command import build as build
 from .command import check_name as check_name
@@ -19,3 +20,4 @@ from .parts import part_of as part_of
 from .parts import peft_config as peft_config
 from .splits import Splits as Splits
 from .splits import evaluates as evaluates
+from .splits import rows_of as rows_of

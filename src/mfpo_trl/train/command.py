@@ -20,6 +20,7 @@ from ..recipes import recipe_file
 from ..rows import RowError
 from ..terminal import told
 from ..trainer import MFPOTrainer
+from .benchmark import BenchmarkCallback, benchmark_of
 from .fields import Parser, read_recipe
 from .launch import command, given_fields, launch
 from .leftovers import without_leftovers
@@ -123,6 +124,9 @@ def parse(argv: Sequence[str]) -> tuple[TrainScriptArguments, MFPOConfig, TrainM
         raise ValueError(
             "eval_split_ratio holds rows out to evaluate on, and dataset_test_split names others; leave one of them out"
         )
+    if fields[0].eval_benchmark != "none" and "greater_is_better" not in given | recipe.keys():
+        # Transformers has set it by a rule that knows no figure of a benchmark.
+        fields[1].greater_is_better = None
     if line:
         logger.warning(line)
     return fields
@@ -170,6 +174,8 @@ def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelC
         open_repository(hub_id(training), private=bool(training.hub_private_repo), token=training.hub_token)
     trainer = MFPOTrainer(**given)
     freeze_parts(trainer.model, model)
+    for callback in given["callbacks"] or []:
+        callback.trainer = trainer
     return trainer
 
 
@@ -192,7 +198,9 @@ def arguments(script: TrainScriptArguments, training: MFPOConfig, model: TrainMo
     )
     training.model_init_kwargs = model_options(model, training)
     data = Splits(script, training)
+    benchmark = benchmark_of(script, training)
     return {
+        "callbacks": None if benchmark is None else [BenchmarkCallback(benchmark)],
         "model": model.model_name_or_path,
         "args": training,
         "train_dataset": data.train,

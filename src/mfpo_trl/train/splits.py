@@ -14,6 +14,7 @@ from trl import ScriptArguments
 
 from ..config import MFPOConfig
 from ..data.reading import SOURCES, is_a_path
+from ..evaluation import DURING
 from .heldout import hold_out
 from .reading import as_rows
 
@@ -28,6 +29,9 @@ class TrainScriptArguments(ScriptArguments):
         source, image_root: as `mfpo build` takes them.
         eval_split_ratio: share of the rows to train on that are held out to evaluate on; rows with the same prompt and images
             stay together.
+        eval_benchmark, eval_benchmark_data, eval_benchmark_rows, eval_benchmark_max_new_tokens: which benchmark is asked and scored
+            at each evaluation (`mfpo_trl.train.benchmark`), the folder of its files and pictures, on how many questions, and with how
+            long answers.
     """
 
     source: str = field(
@@ -45,6 +49,20 @@ class TrainScriptArguments(ScriptArguments):
         default=0.0,
         metadata={"help": "Share of the training rows that are held out to evaluate on; 0 holds out none."},
     )
+    eval_benchmark: str = field(
+        default="none",
+        metadata={
+            "help": "Benchmark that is asked and scored at each evaluation, for figures such as eval_chair_s.",
+            "choices": ("none", *DURING),
+        },
+    )
+    eval_benchmark_data: str | None = field(
+        default=None, metadata={"help": "Folder of its files and pictures, as `mfpo generate --data` takes it."}
+    )
+    eval_benchmark_rows: int = field(
+        default=200, metadata={"help": "Questions of it at most, evenly spread over its parts."}
+    )
+    eval_benchmark_max_new_tokens: int = field(default=256, metadata={"help": "Length of an answer to it at most."})
 
 
 class Splits:
@@ -91,6 +109,21 @@ class Splits:
     def _split(self, name: str, advice: str = "") -> Any:
         script = self.script
         return as_rows(split_of(self.data, name, advice), script.dataset_name, script.source, script.image_root)
+
+
+def rows_of(name: str, split: str = "train", source: str = "auto", image_root: str | None = None) -> Any:
+    """The rows of one split of a data set, as a training reads them.
+
+    Args:
+        name: a folder, a file or an id on the Hub.
+        split: of the data set.
+        source, image_root: as the fields of those names.
+
+    Raises:
+        ValueError: there is no such data set or split, or a row that cannot be read.
+    """
+    script = TrainScriptArguments(dataset_name=name, source=source, image_root=image_root)
+    return as_rows(split_of(load(script), split), name, source, image_root)
 
 
 def evaluates(training: MFPOConfig) -> bool:

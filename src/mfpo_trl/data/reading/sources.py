@@ -142,6 +142,16 @@ def with_image_parts(prompt: Messages, images: int) -> Messages:
     return prompt
 
 
+def asked(prompt: Any, images: int) -> Messages:
+    """A plain text, or messages, as messages of parts, with a part for each image: where the text says `<image>`, or before the
+    first user message.
+
+    Raises:
+        ValueError: no text, or another number of places than there are images.
+    """
+    return with_image_parts(_messages(prompt, "user"), images)
+
+
 def _split(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     if part["type"] == "image" or IMAGE not in part["text"]:
         return [dict(part)]
