@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "drop":
             self.connection.shutdown(socket.SHUT_RDWR)
         elif fault == "hang":
-            time.sleep(0.6)
+            time.sleep(4)
         elif fault == "trickle":
             self.send_response(200)
             self.end_headers()

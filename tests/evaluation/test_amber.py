@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,7 @@ def test_questions_are_scored_as_by_the_rules(seed, tmp_path, capsys):
     said = ["Yes", "No", "No", "yes", "No.", "", "not sure"]
     texts = {row["id"]: draw.choice(said) if draw.random() < 0.5 else row["truth"].capitalize() for row in rows}
     found = scored(answered(tmp_path / "a.jsonl", texts), DATA, capsys)
-    groups = {group for group in found if "f1" in found[group]}
+    groups = {group for group in found if group in {"discriminative", *TYPES}}
     asked = {row["type"] for row in rows}
     assert groups == {"discriminative"} | {group for group, types in TYPES.items() if asked & {*types}}
     assert {group: per_cent(found[group]) for group in groups} == {
@@ -419,3 +420,31 @@ def test_rounding_is_python_s():
         round(one, 1) for one in (0.25, 0.35, 2.675, 66.65)
     ]
     assert math.isnan(amber.tenths(math.nan))
+
+
+def test_with_spacy(small, tmp_path, capsys):
+    """A pipeline with three word vectors, and a tagger that knows three words."""
+    spacy = pytest.importorskip("spacy")
+    nlp = spacy.blank("en")
+    for word, vector in {"forest": [0.6, 0.8], "man": [0.8, 0.6], "dog": [-1.0, 0.0]}.items():
+        nlp.vocab.set_vector(word, np.array(vector, dtype=np.float32))
+    ruler = nlp.add_pipe("attribute_ruler")
+    ruler.add([[{"ORTH": "dogs"}], [{"ORTH": "forests"}]], {"TAG": "NNS"})
+    for word in ("dog", "forest"):
+        ruler.add([[{"ORTH": f"{word}s"}]], {"LEMMA": word})
+    ruler.add([[{"ORTH": "man"}]], {"TAG": "VB", "LEMMA": "man"})
+    nlp.to_disk(tmp_path / "model")
+    path = answered(tmp_path / "a.jsonl", {1: "dogs forests man"})
+    found = scored(path, small, capsys, "--nouns", "spacy", "--spacy-model", tmp_path / "model")
+    # man is tagged as a verb; dog is listed, forest is listed and similar to man, by 0.96
+    assert per_cent(found["generative"]) == {"chair": 50.0, "cover": 33.3, "hal": 100.0, "cog": 100.0}
+    assert f"spaCy {tmp_path / 'model'}" in found["settings"]["similarity"] and found["settings"]["nouns"] == "spacy"
+    spacy.blank("en").to_disk(tmp_path / "small")
+    assert "has no word vectors" in refused(path, small, capsys, "--spacy-model", tmp_path / "small")
+    assert "python -m spacy download nothing" in refused(path, small, capsys, "--spacy-model", "nothing")
+
+
+def test_without_spacy(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    path = answered(tmp_path / "a.jsonl", {1: "dog"})
+    assert "pip install spacy && python -m spacy download m" in refused(path, small, capsys, "--spacy-model", "m")

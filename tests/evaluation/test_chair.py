@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.tokenize.punkt import PunktSentenceTokenizer
 from textblob.en.inflect import singularize
 
 from mfpo_trl.evaluation.chair import measures
-from mfpo_trl.evaluation.coco import OBJECTS, Objects, built_in, read_synonyms
+from mfpo_trl.evaluation.coco import OBJECTS, Objects, built_in, read_synonyms, singular_words
 
 OBJECTS_OF_CHAIR = Objects()
 
@@ -142,6 +144,36 @@ def test_random_captions_against_the_straight_line():
     assert [OBJECTS_OF_CHAIR.find(caption) for caption in captions] == expected
     # They name most of the objects, and some of them several times.
     assert len({name for names in expected for name in names}) > 60 and sum(map(len, expected)) > 1000
+
+
+PIECES = (
+    "dog",
+    "dogs",
+    "buses",
+    "wine",
+    "glass",
+    "3",
+    "1.5",
+    "u.s",
+    "can",
+    "n",
+    "s",
+    " ",
+    " ",
+    " ",
+    *".,;:!?-–—/_*'\"`()[]{}<>…’”“&%$#@\n",
+)
+
+
+def test_pieces_are_cut_as_in_their_sentences():
+    """Against the tokenizers over whole texts, on what people write between words and on what nobody does."""
+    sentences, words = PunktSentenceTokenizer(), NLTKWordTokenizer()
+    rng = random.Random(0)
+    for _ in range(800):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 30)))
+        whole = [singularize(word) for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+        known = [word for word in whole if word in OBJECTS_OF_CHAIR.name_of]
+        assert [word for word in singular_words(text) if word in OBJECTS_OF_CHAIR.name_of] == known, text
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def asked(text, **more):
 
 
 def at(server, **more):
-    return Endpoint(server.url, "model", **{"timeout": 5.0, "first_wait": 0.01, **more})
+    return Endpoint(server.url, "model", **{"timeout": 30.0, "first_wait": 0.01, **more})
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def server():
         yield own
 
 
-# What a server does                     how often it may do it before the answer
-PASSING = ("429", "500", "503", "drop", "cut", "broken", "empty", "null", "list", "hang", "trickle")
+LATE = ("hang", "trickle")
+PASSING = ("429", "500", "503", "drop", "cut", "broken", "empty", "null", "list", *LATE)
 
 
 def test_what_passes_is_tried_again_and_nothing_is_lost(server, caplog):
@@ -35,12 +35,15 @@ def test_what_passes_is_tried_again_and_nothing_is_lost(server, caplog):
     names = [*PASSING, *(str(n) for n in range(50))]
     server.faults |= {name: [name, name] for name in PASSING}
     with caplog.at_level(logging.WARNING):
-        found = list(complete((asked(name) for name in names), at(server, timeout=0.3)))
+        found = list(complete((asked(name) for name in names), at(server, timeout=0.4)))
     assert [(request.id, answer) for request, answer in found] == [(name, f"answer to {name}") for name in names]
     assert not any(server.faults.values())
-    assert len(server.seen) == len(names) + 2 * len(PASSING)
+    # On a machine that is busy with other things, one that goes well may be late as well, and is tried again too.
     retried = [record.message for record in caplog.records]
-    assert all(sum(f"request {name!r}" in line for line in retried) == 2 for name in PASSING)
+    assert all(sum(f"request {name!r}" in line for line in retried) >= 2 for name in PASSING)
+    assert all(
+        sum(f"request {name!r}" in line and "no answer in time" in line for line in retried) >= 2 for name in LATE
+    )
 
 
 def test_all_kinds_of_trouble_at_random(server):
@@ -48,7 +51,7 @@ def test_all_kinds_of_trouble_at_random(server):
 
     draw = random.Random(0)
     names = [str(n) for n in range(200)]
-    quick = [fault for fault in PASSING if fault not in ("hang", "trickle")]
+    quick = [fault for fault in PASSING if fault not in LATE]
     server.faults |= {name: draw.choices(quick, k=draw.randrange(4)) for name in names}
     found = list(complete(map(asked, names), at(server, concurrency=4, first_wait=0.001)))
     assert [request.id for request, _ in found] == names
@@ -64,16 +67,27 @@ def test_no_more_at_a_time_than_allowed_and_none_read_far_ahead(server, concurre
         complete((read.append(n) or asked(str(n)) for n in range(40)), at(server, concurrency=concurrency))
     ):
         assert len(read) <= n + 1 + 4 * concurrency
-    assert server.most_at_once == concurrency
+    assert min(concurrency, 2) <= server.most_at_once <= concurrency
 
 
-def test_a_slow_one_does_not_change_the_order_but_where_asked(server):
-    server.faults["0"] = ["hang"]
-    names = ["0", "1", "2", "3"]
-    assert [one.id for one, _ in complete(map(asked, names), at(server, timeout=0.2))] == names
-    server.faults["0"] = ["hang"]
-    loose = [one.id for one, _ in complete(map(asked, names), at(server, timeout=0.2), in_order=False)]
-    assert loose[-1] == "0" and sorted(loose) == names
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_slow_one_does_not_change_the_order_but_where_asked(in_order):
+    """The first is answered when the last is known to be."""
+    last = threading.Event()
+
+    def answer(body):
+        if in_order and text_of(body) == "3":
+            last.set()
+        assert text_of(body) != "0" or last.wait(20)
+        return "Yes"
+
+    found = []
+    with StandInChat(answer=answer) as server:
+        for request, _ in complete(map(asked, "0123"), at(server, timeout=30), in_order=in_order):
+            found.append(request.id)
+            if len(found) == 3:
+                last.set()
+    assert found == [*"0123"] if in_order else found[-1] == "0" and sorted(found) == [*"0123"]
 
 
 # What stops a run                       what the error says
@@ -95,7 +109,8 @@ def test_what_stays_is_an_error_after_all_other_answers(server, fault):
     found = []
     with pytest.raises(EndpointError, match=f"request '2': http://127.*{FOR_GOOD[fault]}"):
         for request, answer in complete(
-            map(asked, map(str, range(500))), at(server, timeout=0.2, tries=3, concurrency=4)
+            map(asked, map(str, range(500))),
+            at(server, timeout=1.2 if fault == "hang" else 20, tries=3, concurrency=4),
         ):
             found.append((request.id, answer))
     asked_for = {text_of(one["body"]) for one in server.seen} - {"2"}

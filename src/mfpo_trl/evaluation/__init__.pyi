@@ -1,3 +1,4 @@
+from .command import build_parser as build_parser
 from .command import main as main
 from .during import DURING as DURING
 from .during import During as During

@@ -104,16 +104,14 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
     answers = read_answers(responses[0], "id")
     check_known(answers, annotations, f"the {len(annotations):,} of {args.data}")
     named = finder(args.nouns, words.vocabulary, nlp)
-    parts = {
-        "generative": lambda own: descriptions(own, annotations, words, named, similar),
-        **{name: lambda own, name=name: questions(own, annotations, name) for name in DIMENSIONS},
-    }
     groups, notes = {}, list[str]()
-    for name, measured in parts.items():
+    for name in ("generative", *DIMENSIONS):
         asked = {own for own, row in annotations.items() if name in _parts_of(row["type"])}
         own = [answers[one] for one in sorted(answers.keys() & asked, key=int)]
-        if own:
-            groups[name] = Group([one.id for one in own], measured(own), [one.words for one in own])
+        if own and name == "generative":
+            groups[name] = _group(own, descriptions(own, annotations, words, named, similar))
+        elif own:
+            groups[name] = _group(own, questions(own, annotations, name))
         if name in ("generative", "discriminative"):
             notes += _notes(name, own, len(asked))
     settings = {
@@ -122,6 +120,10 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
         "quirks of the official script": "kept (mfpo score amber --help)",
     }
     return Result(TITLE, groups, settings, notes)
+
+
+def _group(answers: Sequence[Answer], measures: Sequence[Measure]) -> Group:
+    return Group([one.id for one in answers], measures, [one.words for one in answers])
 
 
 def _parts_of(kind: str) -> set[str]:

@@ -77,7 +77,11 @@ def read_json(path: Path) -> Any:
 
 
 def parsed(content: str, where: str) -> Any:
-    """Raises ValueError: where it is not JSON."""
+    """JSON from a text.
+
+    Raises:
+        ValueError: where it is not JSON.
+    """
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -119,7 +123,11 @@ def read_answers(
 
 
 def id_of(row: Mapping[str, Any], field: str, where: str) -> str:
-    """Raises ValueError: where the field is no id."""
+    """The id in a field of a row.
+
+    Raises:
+        ValueError: where the field is no id.
+    """
     own = row.get(field)
     if isinstance(own, bool) or not isinstance(own, int | str) or not str(own).strip():
         raise ValueError(f"{where}: {field!r} is {shown(own)}; expected a number or a name")
@@ -135,7 +143,11 @@ def shown(value: Any) -> str:
 
 
 def check_known(answers: Mapping[str, Answer], known: Mapping[str, Any] | set[str], what: str) -> None:
-    """Raises ValueError: where answers have ids that the benchmark does not know; `what` names what it knows."""
+    """Look for answers with ids that the benchmark does not know; `what` names what it knows.
+
+    Raises:
+        ValueError: the first one, and how many there are.
+    """
     unknown = [answer for own, answer in answers.items() if own not in known]
     if unknown:
         more = f", and {len(unknown) - 1} more like it" if len(unknown) > 1 else ""

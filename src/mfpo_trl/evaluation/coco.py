@@ -139,14 +139,22 @@ class Objects:
         """Each synonym -> the name of its object."""
 
     def words(self, text: str) -> list[str]:
-        """The words of a text that are in the list, singular, in its order with repeats."""
-        words = merged([singular(token) for token in tokens(text.lower())])
+        """The words of a text that are in the list, singular, in its order with repeats.
+
+        Raises:
+            ValueError: what has to be installed.
+        """
+        words = merged(singular_words(text.lower()))
         if "toilet" in words:
             words = [word for word in words if word != "seat"]
         return [word for word in words if word in self.name_of]
 
     def find(self, text: str) -> list[str]:
-        """The objects that a text names: each word's, in its order with repeats."""
+        """The objects that a text names: each word's, in its order with repeats.
+
+        Raises:
+            ValueError: what has to be installed.
+        """
         return [self.name_of[word] for word in self.words(text)]
 
 
@@ -163,39 +171,40 @@ def merged(words: list[str]) -> list[str]:
     return found
 
 
-def tokens(text: str) -> list[str]:
-    """Words and marks, sentence by sentence, as `nltk.word_tokenize` cuts them; abbreviations, for which that needs a
-    download, end a sentence here."""
-    sentences, words = _tokenizers()
-    return [token for sentence in sentences.tokenize(text) for token in words.tokenize(sentence)]
+def singular_words(text: str) -> list[str]:
+    """Words and marks in the singular.
+
+    Raises:
+        ValueError: what has to be installed.
+    """
+    return [word for piece in text.split() for word in _singular_words(piece)]
 
 
 @lru_cache(maxsize=100_000)
-def singular(word: str) -> str:
-    """By the rules of pattern."""
-    return _singularize()(word)
+def _singular_words(piece: str) -> tuple[str, ...]:
+    """Of a piece without spaces: cut as by `nltk.word_tokenize`, singular by the rules of pattern.
+
+    A piece alone is cut as within its sentence, but for abbreviations, initials and numbers in front of a period, none of which
+    is an object: there, and nowhere else, the official tokenizer asks a model that it downloads.
+    """
+    sentences, words, singularize = _rules()
+    return tuple(singularize(token) for sentence in sentences.tokenize(piece) for token in words.tokenize(sentence))
 
 
 @cache
-def _tokenizers() -> tuple[Any, Any]:
-    _check_installed()
-    from nltk.tokenize import NLTKWordTokenizer
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
+def _rules() -> tuple[Any, Any, Callable[[str], str]]:
+    """Sentences, words, and the singular of a word.
 
-    return PunktSentenceTokenizer(), NLTKWordTokenizer()
-
-
-@cache
-def _singularize() -> Callable[[str], str]:
-    _check_installed()
-    from textblob.en.inflect import singularize
-
-    return singularize
-
-
-def _check_installed() -> None:
+    Raises:
+        ValueError: what has to be installed.
+    """
     if find_spec("textblob") is None:
         raise ValueError("finding objects in captions needs textblob: pip install 'mfpo_trl[evaluation]'")
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+    from textblob.en.inflect import singularize
+
+    return PunktSentenceTokenizer(), NLTKWordTokenizer(), lru_cache(maxsize=100_000)(singularize)
 
 
 def built_in() -> dict[str, str]:

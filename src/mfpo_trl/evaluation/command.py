@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -93,7 +94,12 @@ def run(args: argparse.Namespace) -> int:
     """
     benchmark = BENCHMARKS[args.benchmark]
     result: Result = benchmark.score(args, args.responses)
-    compared = differences(result, benchmark.score(args, args.compare)) if args.compare else None
+    compared = None
+    if args.compare:
+        other: Result = benchmark.score(args, args.compare)
+        compared = differences(result, other)
+        against = ", ".join(path.name for path in args.compare)
+        result = replace(result, notes=[*result.notes, *(f"{against}: {note}" for note in other.notes)])
     more = {"published": published_rows(result.benchmark)} if args.published else {}
     content = as_json(result, compared, **more)
     if args.json not in (None, "-"):

@@ -4,9 +4,10 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,7 @@ class Verdicts:
         self.known[key] = verdict
         if self.path is None:
             return
-        line = json.dumps({**key._asdict(), "verdict": verdict}).encode() + b"\n"
+        line = json.dumps(dict(zip(FIELDS, (*key, verdict), strict=True))).encode() + b"\n"
         if self._whole is not None:
             # What stands before is whole, or ends without its line break.
             os.truncate(self.path, self._whole)
@@ -199,21 +200,32 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     )
     judge.add_argument(
         "--judge-temperature",
-        type=temperature,
+        type=number_or_server(float, 0),
         default=0.0,
         metavar="T",
         help="0 by default; server leaves it to the server, for judges that refuse any",
     )
+    judge.add_argument(
+        "--judge-max-tokens",
+        type=number_or_server(int, 1),
+        default=1024,
+        metavar="N",
+        help="length of a verdict (%(default)s); server leaves it to the server, for judges that refuse max_tokens",
+    )
 
 
-def temperature(text: str) -> float | None:
-    """A number from 0 up, or None for `server`."""
-    if text == "server":
-        return None
-    value = float(text)
-    if not 0 <= value < 100:
-        raise ValueError(text)
-    return value
+def number_or_server(kind: Callable[[str], float], least: float) -> Callable[[str], float | None]:
+    """What reads an option: a number, or `server` for None."""
+
+    def number(text: str) -> float | None:
+        if text == "server":
+            return None
+        value = kind(text)
+        if not least <= value < math.inf:
+            raise ValueError
+        return value
+
+    return number
 
 
 def judge_of(args: argparse.Namespace) -> Judge:
@@ -234,7 +246,7 @@ def judge_of(args: argparse.Namespace) -> Judge:
         endpoint = Endpoint(
             args.judge_url, model, args.api_key_env, concurrency=args.judge_concurrency, timeout=args.judge_timeout
         )
-        return Judge(model, verdicts, endpoint, temperature=args.judge_temperature)
+        return Judge(model, verdicts, endpoint, args.judge_max_tokens, args.judge_temperature)
     judges = verdicts.judges()
     if not judges:
         raise ValueError(f"{args.verdicts} holds no verdicts; add --judge-url and --judge-model to ask for them")

@@ -126,7 +126,11 @@ def name(row: Mapping[str, Any], where: str) -> str:
 
 
 def data_file(path: Path) -> Path:
-    """Raises ValueError: there are no questions, and where to get them."""
+    """The file of questions that `--data` names, or that lies in the folder that it names.
+
+    Raises:
+        ValueError: there is none, and where to get it.
+    """
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no {path}; get it from {SOURCE}")

@@ -1,6 +1,7 @@
 """Object HalBench (Yu et al., RLHF-V, 2024): objects of COCO that long descriptions name and pictures do not show."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from .answers import Answer, check_known, counted, read_answers
 from .chair import f1
 from .figures import Measure, rate, ratio
+from .judge import Judge, Question, add_judge_options, filled, judge_of, template_of
 from .report import Group, Result
 from .truth import Truth, add_truth_options, image_id
 
@@ -31,6 +33,32 @@ def rules(answers: Sequence[Answer]) -> list[list[str]]:
     return [[answer.text] for answer in answers]
 
 
+PROMPT = """Below is a description of a picture. Write down every physical object, person and animal that it says is in the picture: \
+the noun in the singular, one a line, in the order of the text, and again for each time that it is named. Leave out what it \
+says is absent or only possible, and words for the picture itself. Write nothing else; if there is none, write: none
+
+Description:
+{answer}"""
+
+
+def by_judge(judge: Judge, template: str) -> Extractor:
+    """A language model reads the answer, and its objects are those that the synonym list finds in what it writes down."""
+
+    def extract(answers: Sequence[Answer]) -> list[list[str]]:
+        questions = [
+            Question(one.id.split(SEPARATOR)[0], filled(template, answer=one.text), one.text) for one in answers
+        ]
+        return [listed(verdict) for verdict in judge.judge(questions)]
+
+    return extract
+
+
+def listed(verdict: str) -> list[str]:
+    """The lines of a list without bullets and numbers, or the entries of a JSON list."""
+    lines = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line).strip(" .,\"'`[]") for line in re.split(r"[\n,;]", verdict)]
+    return [line for line in lines if line and line.lower() not in ("none", "json")]
+
+
 SEPARATOR = "\n"
 
 
@@ -45,10 +73,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_truth_options(parser)
     parser.add_argument(
         "--extractor",
-        choices=("rules",),
+        choices=("rules", "llm"),
         default="rules",
-        help="who finds the objects in an answer: CHAIR's rules; the judge of the official script exists no more",
+        help="who finds the objects in an answer: CHAIR's rules, or a language model; that of the official script exists no more",
     )
+    add_judge_options(parser)
 
 
 def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
@@ -63,7 +92,16 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
     truth = source.of(set(images.values()))
     check_known({images[own]: answer for own, answer in answers.items()}, truth, source.what)
     ids = sorted(answers)
-    phrases = rules([answers[own] for own in ids])
+    extract: Extractor = rules
+    told = {"extractor": "rules of CHAIR, no judge"}
+    if args.extractor == "llm":
+        template, wording = template_of(args, PROMPT, ("answer",))
+        judge = judge_of(args)
+        extract = by_judge(judge, template)
+        told = {"extractor": f"language model {judge.model}", "its prompt": wording}
+    elif args.judge_url is not None or args.verdicts is not None:
+        raise ValueError("a judge is given, and --extractor rules asks none; add --extractor llm")
+    phrases = extract([answers[own] for own in ids])
     words = [[word for phrase in own for word in source.objects.words(phrase)] for own in phrases]
     named = [[(word, source.objects.name_of[word]) for word in own] for own in words]
     group = Group(
@@ -72,7 +110,7 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
         [answers[own].words for own in ids],
         clusters=[images[own] for own in ids],
     )
-    settings = {"extractor": "rules of CHAIR, no judge", **source.settings}
+    settings = {**told, **source.settings}
     notes = counted(answers.values(), source.missing(set(images.values())), "images")
     return Result(TITLE, {"all": group}, settings, notes)
 

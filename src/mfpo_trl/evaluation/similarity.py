@@ -1,5 +1,6 @@
 """How alike two words are, for AMBER: a table from a file, or the word vectors of a spaCy model."""
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -64,5 +65,14 @@ def spacy_similarity(nlp: Any) -> Similarity:
         raise ValueError(
             "this spaCy model has no word vectors, so that it cannot say how alike words are; take en_core_web_lg"
         )
-    document = cache(nlp)
-    return cache(lambda one, other: float(document(one).similarity(document(other))))
+    # The vectors are those of the words alone; tagging and parsing them would add nothing but seconds.
+    document = cache(nlp.make_doc)
+
+    @cache
+    def similarity(one: str, other: str) -> float:
+        with warnings.catch_warnings():
+            # A word without a vector is similar to none but itself.
+            warnings.filterwarnings("ignore", message=r"\[W008\]")
+            return float(document(one).similarity(document(other)))
+
+    return similarity
