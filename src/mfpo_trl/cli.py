@@ -52,6 +52,10 @@ def _main(argv: list[str]) -> int:
         from .evaluation import run_merge
 
         return run_merge(argv[1:], _rows)
+    if argv[:1] == ["reliance"]:
+        from .evaluation import run_reliance
+
+        return run_reliance(argv[1:], _rows)
     if argv[:1] == ["build"]:
         try:
             argv = ["build", *with_recipe(argv[1:])]
@@ -110,6 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "merge",
         help="write the weights of a model with its adapter in them (mfpo merge --help)",
+        add_help=False,
+    )
+    commands.add_parser(
+        "reliance",
+        help="whether a model answers because of the image (mfpo reliance --help)",
         add_help=False,
     )
     commands.add_parser(

@@ -29,6 +29,7 @@ from .generation import log_answers as log_answers
 from .loading import has_full_weights as has_full_weights
 from .loading import load_full_weights as load_full_weights
 from .loading import precision_kept as precision_kept
+from .loading import savable as savable
 from .replay import PER_TOKEN_OUTPUTS as PER_TOKEN_OUTPUTS
 from .replay import Replay as Replay
 from .replay import reference_given as reference_given

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 
 import torch
@@ -49,3 +49,14 @@ def load_full_weights(model: PreTrainedModel, folder: str) -> None:
     floats = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     saved = type(model).from_pretrained(folder, dtype=reduce(torch.promote_types, floats), use_safetensors=True)
     model.load_state_dict(saved.state_dict())
+
+
+def savable(model: PreTrainedModel) -> None:
+    """Let a model be saved that was loaded from quantised files and has whole weights now: `save_pretrained` would undo how they
+    were read, and fails where that cannot be undone."""
+    kept = []
+    for conversion in getattr(model, "_weight_conversions", None) or ():
+        with suppress(NotImplementedError):
+            conversion.reverse_transform()
+            kept.append(conversion)
+    model._weight_conversions = kept or None

@@ -7,6 +7,7 @@ from .collator import MFPOCollator as MFPOCollator
 from .collator import build_collator as build_collator
 from .collator import end_answers as end_answers
 from .collator import end_completion as end_completion
+from .collator import model_resolution as model_resolution
 from .forward import prepare as prepare
 from .forward import unwrapped as unwrapped
 from .packing import FLAT as FLAT

@@ -81,6 +81,14 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--accelerate-config", metavar="NAME", help="as mfpo train takes it: its engine is reckoned with"
     )
     parser.add_argument("--num-processes", type=int, metavar="N", help="devices, where not those of the configuration")
+    parser.add_argument(
+        "--benchmark-images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of benchmarks' pictures, which are looked for among the images of all rows",
+    )
     launcher, rest = split(argv)
     options, fields = parser.parse_known_args(rest)
     # Whose fields are those of TRL, which takes seconds to import.
@@ -186,7 +194,7 @@ def run(options: argparse.Namespace, fields: Sequence[str], engine: Engine) -> l
     if not torch.accelerator.is_available():
         # A login node without a device checks for one that has some.
         fields += ["--use_cpu", "true"]
-    preflight = Preflight(fields, engine, options.rows, options.gpu_memory, devices)
+    preflight = Preflight(fields, engine, options.rows, options.gpu_memory, devices, options.benchmark_images)
     return list(preflight.findings(options.try_forward))
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..requirements import requirements
 from ..rows import check_image_columns
 from ..train import Splits, check_output, evaluates, hub_id, parse
 from . import data, memory, model, rows
+from .benchmarks import overlap
 from .curriculum import order
 from .formulas import GIB, Engine
 from .rehearsal import rehearse
@@ -38,6 +40,7 @@ class Preflight:
         rows: how many to look at.
         gpu_memory: GiB of a device; that of this machine's where None.
         devices: CUDA devices that `mfpo train` would see here.
+        benchmark_images: folders of pictures that are looked for among the images of the rows.
 
     Raises:
         ValueError: fields that cannot be used.
@@ -50,9 +53,10 @@ class Preflight:
         rows: int = 256,
         gpu_memory: float | None = None,
         devices: int = 0,
+        benchmark_images: Sequence[Path] = (),
     ):
         self.fields, self.engine, self.rows, self.gpu_memory = list(fields), engine, rows, gpu_memory
-        self.devices = devices
+        self.devices, self.benchmark_images = devices, benchmark_images
         self.script, self.training, self.settings = parse(self.fields)
         self.cuda = torch.cuda.is_available() and not self.training.use_cpu
         self.processor: Any = None
@@ -87,6 +91,7 @@ class Preflight:
             found += _tried("corruption", self._recipes, "mend the column or name a corruption for all rows")
             found += _tried("rows", self._look, "mend the data set or the fields of the corruption")
             found += _tried("curriculum", self._order, "mend the difficulties, or set curriculum: none")
+            found += _tried("benchmark images", self._compare, "name folders that hold pictures")
         held_out = self.script.eval_split_ratio and self.dataset is None
         if self.splits is not None and evaluates(self.training) and not held_out:
             found += _tried("evaluation rows", self._look_at_evaluation, "check dataset_test_split and eval_strategy")
@@ -172,6 +177,9 @@ class Preflight:
         total = len(self.dataset) if isinstance(self.dataset, Dataset) else None
         context = None if self.model is None else model.positions(self.model)
         return data.findings(looks, total, self.training, self.processor is not None, context)
+
+    def _compare(self) -> list[Finding]:
+        return [overlap(self.dataset, self.benchmark_images, self.rows)] if self.benchmark_images else []
 
     def _resume(self) -> list[Finding]:
         training = self.training

@@ -10,5 +10,6 @@ from .figures import compare as compare
 from .figures import wilson as wilson
 from .generating import run_generate as run_generate
 from .merge import run_merge as run_merge
+from .reliance import run_reliance as run_reliance
 from .report import Group as Group
 from .report import Result as Result

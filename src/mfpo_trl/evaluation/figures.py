@@ -73,7 +73,7 @@ class Measure:
         counts: (items, k).
         of: sums (..., k) -> figures (...); the official scorer's arithmetic with its quirks.
         kind: "rate": `counts` are (hit, counted), both 0 or 1, and `of` is `share`; "ratio": a fraction of 1 in any other
-            way; "mean": a raw number.
+            way; "difference": of two such; "mean": a raw number.
         higher_is_better: which way is better; None where neither is.
         clusters: (items,) numbers; items of one number, such as answers about one picture, are resampled together. None
             where every item stands alone.
@@ -82,7 +82,7 @@ class Measure:
     name: str
     counts: np.ndarray
     of: Callable[[np.ndarray], np.ndarray] = share
-    kind: Literal["rate", "ratio", "mean"] = "ratio"
+    kind: Literal["rate", "ratio", "difference", "mean"] = "ratio"
     higher_is_better: bool | None = True
     clusters: np.ndarray | None = None
 
@@ -99,9 +99,13 @@ class Measure:
         if self.kind == "rate" and not self._clustered():
             return Figure(self.value(), *wilson(int(hits), n), n=n)
         low, high = _percentiles(self.of(_resampled(self.counts, self.clusters)))
-        if self.kind != "mean" and low == high and low in (0, 1):
+        if self.kind in ("rate", "ratio") and low == high and low in (0, 1):
             # Items that all agree give no spread to resample, and leave doubt all the same.
             low, high = wilson(n * int(low), n)
+        if self.kind == "difference" and low == high:
+            # The same doubt, on either side.
+            doubt = wilson(0, n)[1]
+            low, high = max(-1.0, low - doubt), min(1.0, high + doubt)
         return Figure(self.value(), low, high, n)
 
     def taken(self, rows: Any) -> "Measure":

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from .endpoint import Endpoint, EndpointError, Request, complete, user_message
 from .generate import Decoding, answer, opened, share, versions, weights_told
 from .kept import Kept
-from .merge import DTYPES
+from .options import DTYPES
 from .own_prompts import read_own
 from .prompts import BENCHMARKS, Prompt, read_prompts, spread
 

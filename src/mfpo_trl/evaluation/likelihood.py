@@ -10,6 +10,7 @@ import torch
 from .. import _trl
 from ..batch import MFPOCollator, choose_layout, prepare
 from ..objective import BRANCHES, of_pairs, split_batch
+from .generate import Decoding, placed, plain_generation
 
 
 class Answers:
@@ -45,17 +46,51 @@ class Answers:
 
     @torch.inference_mode()
     def _batch(self, collator: MFPOCollator, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        inputs, branches, pairs = split_batch(collator(list(rows)))
+        inputs, branches, pairs = split_batch(collator([dict(row) for row in rows]))
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         replay = _trl.Replay(self.model, inputs, branches.to(self.model.device), pairs.to(self.model.device))
         replay.score()
         logps = replay.outputs.log_probs.double().sum(dim=1)
-        columns = [(of_pairs(logps, replay.pairs, own), of_pairs(replay.branches[:, 2], replay.pairs, own)) for own in collator.branches]
+        columns = [
+            (of_pairs(logps, replay.pairs, own), of_pairs(replay.branches[:, 2], replay.pairs, own))
+            for own in collator.branches
+        ]
         values, counts = zip(*columns, strict=True)
         return torch.stack(values, dim=1).cpu().numpy(), torch.stack(counts, dim=1).cpu().numpy()
 
+    @torch.inference_mode()
+    def greedy(self, rows: Sequence[Mapping[str, Any]], max_new_tokens: int) -> list[str]:
+        """The model's own answer to each row's prompt and images, word by word the likeliest.
 
-def _batches(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[Sequence[Mapping[str, Any]]]:
+        Raises:
+            RowError: a row that cannot be used.
+        """
+        collator = replace(self.collator, branches=("chosen",))
+        prompts = [collator.encode(row)["chosen"].prompt for row in rows]
+        alike: dict[Any, list[int]] = {}
+        for n, prompt in enumerate(prompts):
+            # Rows of one length need no padding, and what is padded may be answered otherwise.
+            shapes = tuple((name, value.shape[1:]) for name, value in sorted(prompt.vision.items()))
+            alike.setdefault((len(prompt.tokens["input_ids"]), shapes), []).append(n)
+        said = [""] * len(rows)
+        with plain_generation(self.model, self.collator.processor, Decoding(max_new_tokens)):
+            for group in alike.values():
+                for batch in _batches(group, self.size):
+                    for n, text in zip(batch, self._continued([prompts[n] for n in batch]), strict=True):
+                        said[n] = text
+        return said
+
+    def _continued(self, prompts: Sequence[Any]) -> list[str]:
+        inputs = {name: torch.stack([prompt.tokens[name] for prompt in prompts]) for name in prompts[0].tokens}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs |= {name: torch.cat([prompt.vision[name] for prompt in prompts]) for name in prompts[0].vision}
+        found = self.model.generate(**placed(inputs, self.model))
+        new = found[:, inputs["input_ids"].shape[1] :]
+        said = self.collator.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text.strip() for text in said]
+
+
+def _batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,11 @@ from typing import Any
 import numpy as np
 
 from .merge_card import write_card
-from .models import (
-    Place,
-    Quantisation,
-    dequantised,
-    load,
-    load_base,
-    load_processor,
-    place_of,
-    quantisation_told,
-    with_adapter,
-)
+from .models import Place, Quantisation, dequantised, load, load_base, load_processor, place_of, with_adapter
+from .options import Parser, ReadRows, rows_options, stored_as, stored_options
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 KEPT = ("*.png", "LICENSE*")
 """What lies beside an adapter's card and belongs to it."""
-
-ReadRows = Callable[[argparse.Namespace], Any]
-"""From the options of `rows_options` to a data set, read as a training reads it."""
 
 
 @dataclass(frozen=True)
@@ -54,39 +41,18 @@ class Change:
         )
 
 
-def rows_options(parser: Any, name: str, told: str, **more: Any) -> None:
-    """Add the options that say which rows are read."""
-    parser.add_argument(name, dest="dataset", metavar="DATA", help=f"{told}: a folder, a file or an id on the Hub", **more)
-    parser.add_argument("--split", default="train", help="of the data set (default: train)")
-    parser.add_argument("--source", default="auto", help="how the rows are published, as mfpo train takes it")
-    parser.add_argument("--image-root", metavar="DIR", help="the folder that image paths are relative to")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfpo merge`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mfpo merge",
-        allow_abbrev=False,
         description="Write the weights of a model with its adapter in them, for vLLM and whatever else loads a plain model. "
         "With --rows, say how far the merged model's log-probabilities of chosen answers lie from the unmerged one's.",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="folder or id of the adapter")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--base", metavar="MODEL", help="the model, where not the one that the adapter names")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="of the weights that are written (default: as those of the model)"
-    )
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default: 5GB)"
-    )
-    stored = parser.add_argument_group(
-        "the weights that the adapter was trained on", "by default as its card tells, else as the model's own files are"
-    )
-    stored.add_argument(
-        "--load-in-4bit", action=argparse.BooleanOptionalAction, help="were in 4 bits, which are dequantised first, or not"
-    )
-    stored.add_argument("--bnb-4bit-quant-type", choices=("nf4", "fp4"), default="nf4", help="with it (default: nf4)")
-    stored.add_argument("--use-bnb-nested-quant", action="store_true", help="with it: their scales were quantised too")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default: 5GB)")
+    stored_options(parser)
     measured = parser.add_argument_group("what merging changes")
     rows_options(measured, "--rows", "preference rows to measure it on")
     measured.add_argument("--num-rows", type=int, default=16, metavar="N", help="of them (default: 16)")
@@ -145,24 +111,16 @@ def merge(args: argparse.Namespace, read_rows: ReadRows) -> Change | None:
 
 
 def check_output(folder: Path) -> None:
-    """Raises ValueError: what is written would lie among other files."""
+    """Make room for a new folder.
+
+    Raises:
+        ValueError: what is written would lie among other files.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output {folder} is there already; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         folder.rmdir()
-
-
-def stored_as(args: argparse.Namespace, adapter: str) -> tuple[Quantisation | None, str]:
-    """How the weights were stored that the adapter was trained on, and the type to load and to write them in."""
-    told = quantisation_told(adapter)
-    if args.load_in_4bit is not None or told is None:
-        asked = Quantisation(args.bnb_4bit_quant_type, args.use_bnb_nested_quant) if args.load_in_4bit else None
-        return asked, args.dtype
-    quantisation, dtype = told
-    print(f"The card of {adapter} says that it was trained on weights in {quantisation}; --no-load-in-4bit overrules it")
-    known = dtype if dtype in DTYPES else None
-    return quantisation, (known or args.dtype) if args.dtype == "auto" else args.dtype
 
 
 def merged_model(place: Place, dtype: str, quantisation: Quantisation | None) -> tuple[Any, str]:
@@ -185,7 +143,9 @@ def merged_model(place: Place, dtype: str, quantisation: Quantisation | None) ->
     config = model.active_peft_config
     kind = getattr(config.peft_type, "value", config.peft_type)
     if not isinstance(model.base_model, BaseTuner):
-        raise ValueError(f"{place.adapter} is an adapter of type {kind}, which has no weights to merge; serve it as it is")
+        raise ValueError(
+            f"{place.adapter} is an adapter of type {kind}, which has no weights to merge; serve it as it is"
+        )
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
@@ -212,7 +172,6 @@ def _digests(model: Any) -> dict[str, float]:
 
 def save(model: Any, processor: Any, folder: Path, max_shard_size: str) -> None:
     """Weights as safetensors, configurations, processor and chat template, as plain `from_pretrained` reads them."""
-    model.config.use_cache = True
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -254,7 +213,9 @@ def _change(
 
     after = Answers(load(Place(str(folder)), dtype), processor, size, "off")(rows, ("chosen",))[0]
     apart = np.abs(after[:, 0] - before[:, 0])
-    return Change(len(rows), float(apart.max()), float(apart.mean()), float(np.abs(before[:, 0] - before[:, 1]).mean()))
+    return Change(
+        len(rows), float(apart.max()), float(apart.mean()), float(np.abs(before[:, 0] - before[:, 1]).mean())
+    )
 
 
 def _copy_beside(adapter: str, folder: Path) -> None:

@@ -30,7 +30,9 @@ def write_card(
     own = Path(place.name, "README.md")
     card = ModelCard.load(own) if own.is_file() else None
     if card is None or UNFILLED in card.text:
-        card = ModelCard.from_template(ModelCardData(), template_str=f"---\n{{{{ card_data }}}}\n---\n\n# {plain(name)}\n")
+        card = ModelCard.from_template(
+            ModelCardData(), template_str=f"---\n{{{{ card_data }}}}\n---\n\n# {plain(name)}\n"
+        )
     data: Any = card.data  # its fields are those that a card has
     data.library_name = "transformers"
     data.pipeline_tag = data.pipeline_tag or "image-text-to-text"
@@ -44,7 +46,11 @@ def write_card(
 def section(place: Place, dtype: str, quantisation: Quantisation | None, change: Any) -> str:
     """What was merged into what, and what that changed."""
     adapter, base = (hub_id(own) for own in (place.adapter, place.base))
-    stored = f", whose weights were in {quantisation} while it was trained and were dequantised first" if quantisation else ""
+    stored = (
+        f", whose weights were in {quantisation} while it was trained and were dequantised first"
+        if quantisation
+        else ""
+    )
     return (
         f"{HEAD}\n\n{f'The adapter {plain(adapter)}' if adapter else 'An adapter'} was merged into "
         f"{plain(base) if base else 'its model'}{stored}; these weights are in {dtype}.\n\n"

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,9 @@ def adapter_settings(name: str) -> dict[str, Any] | None:
         from huggingface_hub.errors import HFValidationError
         from transformers.utils import cached_file
 
-        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+        quiet = {
+            f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
+        }
         try:
             found = cached_file(name, ADAPTER_CONFIG, **quiet)
         except (OSError, HFValidationError) as error:
@@ -229,12 +230,14 @@ def _has_processor(name: str) -> bool:
         return False
 
 
-def dequantised(model: Any, dtype: Mapping[str, Any] | Any) -> Any:
+def dequantised(model: Any, dtype: Any) -> Any:
     """The model with weights of this type in place of quantised ones, as it computes with them.
 
     Raises:
         ValueError: weights of a kind that cannot be brought back.
     """
+    from .. import _trl
+
     if getattr(model, "hf_quantizer", None) is None:
         return model
     try:
@@ -245,4 +248,5 @@ def dequantised(model: Any, dtype: Mapping[str, Any] | Any) -> Any:
             f"the weights of the model are quantised ({kind}) and cannot be brought back; name the same model without "
             "quantisation with --base"
         ) from error
+    _trl.savable(model)
     return model
