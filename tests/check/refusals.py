@@ -211,6 +211,12 @@ def a_broken_checkpoint(argv: list[str], out: Path) -> None:
     (out / "checkpoint-1").mkdir(parents=True)
 
 
+def a_benchmark(argv: list[str], out: Path) -> None:
+    out.mkdir()
+    tiny.picture(1).save(out / "1.png")
+    (out / "ground_truth.json").write_text('{"1": ["dog"]}')
+
+
 def trained(argv: list[str], out: Path, *fields: str) -> None:
     """A training with this command line, but for the fields."""
     from mfpo_trl.train import command as train
@@ -235,6 +241,8 @@ def a_stage_of_another_training(argv: list[str], out: Path) -> None:
     state = out / "_checkpoint-stage-1" / "trainer_state.json"
     state.write_text(re.sub(r'"run": "\w+"', '"run": "another"', state.read_text()))
 
+
+CHAIR = "--eval_benchmark chair --eval_benchmark_data {out} --eval_split_ratio 0.5 --eval_strategy epoch"
 
 REFUSALS = [
     # The configuration
@@ -352,6 +360,23 @@ REFUSALS = [
         "rows have the same prompt and images, so that none can be held out",
         "--eval_split_ratio 0.5 --eval_strategy epoch",
         "the same row",
+    ),
+    # A benchmark at each evaluation
+    Refusal("and eval_benchmark names none", "--eval_benchmark_data x"),
+    Refusal("needs eval_benchmark_data, the folder", "--eval_benchmark chair"),
+    Refusal("eval_benchmark_rows is {}", "--eval_benchmark chair --eval_benchmark_data x --eval_benchmark_rows 0"),
+    Refusal(
+        "is asked at each evaluation, and eval_strategy is 'no'", "--eval_benchmark chair --eval_benchmark_data x"
+    ),
+    Refusal(
+        "has no such figure, only",
+        f"{CHAIR} --metric_for_best_model eval_chair_S",
+        prepare=a_benchmark,
+    ),
+    Refusal(
+        "would keep the worst checkpoint",
+        f"{CHAIR} --metric_for_best_model eval_chair_s --greater_is_better true",
+        prepare=a_benchmark,
     ),
     # How the rows are read
     Refusal("cannot be read as {}: {}; mend it", "--source rlhf-v"),

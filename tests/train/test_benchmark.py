@@ -142,7 +142,7 @@ def test_other_benchmarks_and_adapters(folder, benchmark, tmp_path, capsys):
     assert figures[benchmark] <= names
     assert trainer.model.is_gradient_checkpointing
     said = capsys.readouterr().out
-    assert "Step 1" in said and "Completion" in said and "dog" in said
+    assert "Step 1" in said and "Completion" in said
     if benchmark == "pope":
         # Nobody is told no: right where the answer is yes, in 3 of 4 questions.
         assert logged(trainer, "eval_pope_accuracy") == {1: 0.75} and logged(trainer, "eval_pope_yes_ratio") == {

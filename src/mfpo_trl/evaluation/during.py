@@ -12,7 +12,7 @@ from .answers import read_rows
 from .command import BENCHMARKS
 from .command import build_parser as build_score_parser
 from .generate import Decoding, answer, share
-from .kept import TEXT, Kept
+from .kept import TEXT, Kept, line_of
 from .pictures import TRUTH
 from .prompts import BENCHMARKS as ASKED
 from .prompts import Prompt, question_files, read_prompts, spread
@@ -98,9 +98,9 @@ class During:
         kept = Kept(output, self.prompts, ASKED[self.name].apart)
         lines: dict[Path, list[str]] = {path: [] for path in kept.order}
         for prompt, text in zip(self.prompts, texts, strict=True):
-            lines[kept.paths[prompt.part]].append(json.dumps({**prompt.row, TEXT: text}) + "\n")
+            lines[kept.paths[prompt.part]].append(line_of({**prompt.row, TEXT: text}))
         for path, own in lines.items():
-            path.write_text("".join(own), encoding="utf-8")
+            path.write_text("".join(own), encoding="utf-8", errors="replace")
         return list(map(str, kept.order))
 
     def _parsed(self, responses: Sequence[str]) -> argparse.Namespace:

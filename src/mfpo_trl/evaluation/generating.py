@@ -125,7 +125,7 @@ def generate(args: argparse.Namespace) -> None:
         processes.wait()
     if processes.first:
         kept.finish()
-        print(told(args, kept, len(prompts), len(pending)))
+        print(told(args, kept, len(prompts), len(pending), processes.count))
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -215,10 +215,11 @@ class Processes:
                 )
             from datetime import timedelta
 
+            import torch
             from accelerate import PartialState
 
-            # A process waits for the slowest one.
-            self.state = PartialState(timeout=timedelta(days=7))
+            # Without a device it finds no way to communicate by itself; and a process waits for the slowest one.
+            self.state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
     @property
     def number(self) -> int:
@@ -302,10 +303,11 @@ def keep(source: Answers, kept: Kept, total: int, pending: int, processes: Proce
             bar.update(min(len(batch) * processes.count, total - bar.n))
 
 
-def told(args: argparse.Namespace, kept: Kept, total: int, new: int) -> str:
+def told(args: argparse.Namespace, kept: Kept, total: int, new: int, processes: int = 1) -> str:
     """What is said in the end: where the answers are, and how they are scored."""
     paths = list(kept.order)
-    lines = [f"{total:,} answers, {new:,} of them new, are in {', '.join(map(str, paths))}"]
+    whose = f" of {processes} processes" if processes > 1 else ""
+    lines = [f"{total:,} answers, {new:,} of them new{whose}, are in {', '.join(map(str, paths))}"]
     if args.benchmark is not None:
         lines.append(
             f"Score them: mfpo score {args.benchmark} --responses {' '.join(map(str, paths))} {_score_options(args, kept)}".rstrip()

@@ -18,6 +18,11 @@ def identity(row: Mapping[str, Any]) -> str:
     return json.dumps({name: own for name, own in row.items() if name != TEXT}, sort_keys=True)
 
 
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row as a line of a file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
 class Kept:
     """The files of answers of one run, perhaps of several processes.
 
@@ -116,7 +121,7 @@ class Kept:
         lines: dict[Path, bytes] = {}
         for prompt, text in answers:
             path = self.paths[prompt.part]
-            line = json.dumps({**prompt.row, TEXT: text}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+            line = line_of({**prompt.row, TEXT: text}).encode("utf-8", "replace")
             lines[path] = lines.get(path, b"") + line
         for path, own in lines.items():
             with self._own(path).open("ab", buffering=0) as file:
@@ -139,7 +144,7 @@ class Kept:
             found |= self._read(own, path)
         if in_order:
             found = {name: found[name] for name in self.order[path] if name in found}
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.values())
+        content = "".join(map(line_of, found.values()))
         if found or path.exists():
             write(path, content)
         for own in others:
