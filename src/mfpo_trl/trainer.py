@@ -550,7 +550,7 @@ class MFPOTrainer(DPOTrainer):
             data_collator=self.data_collator,
             method=_trl.method_of(self),
             loss_types=self.loss_types,
-            term_weights=self.term_weights,
+            terms=self.terms,
             image_beta=self.image_beta,
             plan=None if self.curriculum is None else self.curriculum.plan,
             evaluations=[] if self.curriculum is None else self.curriculum.evaluations(),

@@ -12,10 +12,11 @@ from .branches import of_pairs as of_pairs
 from .branches import shifted_labels as shifted_labels
 from .branches import split_batch as split_batch
 from .chosen import terms_of as terms_of
+from .losses import anchor_loss as anchor_loss
+from .losses import image_loss as image_loss
 from .losses import masked_mean as masked_mean
 from .losses import modality_balance as modality_balance
 from .losses import preferred as preferred
-from .losses import raised as raised
 from .metrics import CLIPPED as CLIPPED
 from .metrics import Tally as Tally
 from .metrics import batch_metrics as batch_metrics

@@ -107,7 +107,7 @@ def check_scored(branches: Sequence[BranchName], terms: Sequence[Weighted]) -> N
         if branch not in branches:
             said = tuple(map(str, branches)), " and ".join(reading(branch, terms)), tuple(map(str, read))
             raise ValueError(
-                f"the data_collator has branches={said[0]}, and the terms {said[1]} read '{branch}' too; make it with "
+                f"the data_collator has branches={said[0]}, and {said[1]} read '{branch}' too; make it with "
                 f"branches={said[2]}, or set those weights to 0"
             )
 
@@ -133,7 +133,7 @@ def check_batch(batch: Mapping[str, Tensor], terms: Sequence[Weighted], columns:
         optional = branch not in (CHOSEN, REJECTED) and (not has_images or bool(there.any()))
         if not optional and not there.all():
             raise ValueError(
-                f"the batch has no '{branch}' branch for {int((~there).sum())} of its {len(there)} samples, which the terms "
+                f"the batch has no '{branch}' branch for {int((~there).sum())} of its {len(there)} samples, which "
                 f"{' and '.join(reading(branch, terms))} read; have the data_collator make it, or set those weights to 0"
             )
 

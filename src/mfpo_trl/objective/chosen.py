@@ -7,7 +7,7 @@ from typing import Any
 
 from .names import branch_of
 from .presets import PRESETS
-from .terms import TERMS, Term, Weighted, anchor
+from .terms import TERMS, Term, Weighted, anchor_term
 
 
 def terms_of(
@@ -50,7 +50,7 @@ def _weighted(name: str, value: Any, margin: float) -> Weighted:
         raise ValueError(f"the weight of term {name!r} is {weight!r}; expected a number >= 0")
     if beta is not None and (not _is_number(beta) or beta <= 0):
         raise ValueError(f"the beta of term {name!r} is {beta!r}; expected a number > 0")
-    return Weighted(anchor(margin) if name == "anchor" else named(name), weight, beta)
+    return Weighted(anchor_term(margin) if name == "anchor" else named(name), weight, beta)
 
 
 def named(name: str) -> Term:

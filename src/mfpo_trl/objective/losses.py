@@ -15,23 +15,38 @@ def preferred(better: Tensor, worse: Tensor, beta: float | Tensor) -> Tensor:
     """`-log sigma(beta * (better - worse))`: of two log-ratios, prefer one.
 
     Args:
-        better: such as `r(y_w|m)`, shape (B,), in nats.
-        worse: such as `r(y_w|m')`, the same answer under the dispreferred image, shape (B,), in nats.
+        better, worse: such as `r(y_w|m)` and `r(y_l|m)`, shape (B,), in nats.
         beta: inverse temperature, > 0; one for all, or (B,).
 
     Returns:
         Loss of each sample, shape (B,).
 
-    Source: DPO (arXiv 2305.18290); L_image of MFPO (arXiv 2410.15334), the conditional preference term of mDPO (arXiv 2406.11839).
+    Source: DPO (arXiv 2305.18290).
     """
     return -F.logsigmoid(beta * (better - worse))
 
 
-def raised(ratios: Tensor, beta: float, margin: float = 0.0) -> Tensor:
-    """`-log sigma(beta * r - eta)`: keep a reward above the margin.
+def image_loss(chosen_logratios: Tensor, corrupted_logratios: Tensor, beta: float) -> Tensor:
+    """`-log sigma(beta * [r(y_w|m) - r(y_w|m')])`: prefer the answer because of the image.
 
     Args:
-        ratios: such as `r(y_w|m)`, shape (B,), in nats.
+        chosen_logratios: `r(y_w|m)`, shape (B,), in nats.
+        corrupted_logratios: `r(y_w|m')`, the same answer under the dispreferred image, shape (B,), in nats.
+        beta: inverse temperature, > 0.
+
+    Returns:
+        Loss of each sample, shape (B,).
+
+    Source: L_image of MFPO (arXiv 2410.15334), the conditional preference term of mDPO (arXiv 2406.11839).
+    """
+    return preferred(chosen_logratios, corrupted_logratios, beta)
+
+
+def anchor_loss(chosen_logratios: Tensor, beta: float, margin: float = 0.0) -> Tensor:
+    """`-log sigma(beta * r(y_w|m) - eta)`: keep the chosen answer's reward above the margin.
+
+    Args:
+        chosen_logratios: `r(y_w|m)`, shape (B,), in nats.
         beta: inverse temperature, > 0.
         margin: eta, in units of reward.
 
@@ -40,7 +55,7 @@ def raised(ratios: Tensor, beta: float, margin: float = 0.0) -> Tensor:
 
     Source: L_margin of MFPO (arXiv 2410.15334), the reward anchor (delta) of mDPO (arXiv 2406.11839).
     """
-    return -F.logsigmoid(beta * ratios - margin)
+    return -F.logsigmoid(beta * chosen_logratios - margin)
 
 
 def modality_balance(text_margin: float, image_margin: float) -> float:

@@ -103,11 +103,16 @@ class References:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.columns: tuple[BranchName, ...] = trainer.columns
-        self._table = torch.empty(0, len(values_of(self.columns)))
+        # Row by row, the columns are `values_of` the branches.
+        self._table = torch.empty(0, 0)
         # By fingerprint: how the data set is called, itself, and the place of its first row in the table.
         self._added: dict[str, tuple[str, Dataset, int]] = {}
         self._whole: set[str] = set()
+
+    @property
+    def columns(self) -> tuple[BranchName, ...]:
+        """The branches whose values are kept."""
+        return self.trainer.columns
 
     @cached_property
     def model(self) -> Any:
@@ -162,7 +167,7 @@ class References:
             collator = replace(collator, branches=[own for own in columns_of(collator.branches) if own in scored])
         values = torch.from_numpy(self._cached(name, dataset, collator))
         self._added[fingerprint(dataset)] = name, dataset, len(self._table)
-        self._table = torch.cat([self._table, values])
+        self._table = torch.cat([self._table, values]) if len(self._table) else values
 
     def renew(self, rows: np.ndarray, stage: int) -> None:
         """Replace the values by those of the policy as it is now: of these rows of the training data, and of all data to

@@ -1,4 +1,4 @@
-from .anchor import anchor as anchor
+from .anchor import anchor_term as anchor_term
 from .table import TERMS as TERMS
 from .table import Weighted as Weighted
 from .table import branches_read as branches_read

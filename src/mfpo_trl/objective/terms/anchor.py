@@ -5,14 +5,14 @@ from functools import partial
 
 from torch import Tensor
 
-from ..losses import raised
+from ..losses import anchor_loss
 from ..names import CHOSEN, COUNTERPART, BranchName
 from ..ratios import LogRatios
 from .term import Term
 
 
 def _of(branch: BranchName, margin: float, ratios: LogRatios, beta: float) -> Tensor:
-    return raised(ratios[branch], beta, margin)
+    return anchor_loss(ratios[branch], beta, margin)
 
 
 def anchored(branch: BranchName, margin: float = 0.0) -> Callable[[LogRatios, float], Tensor]:
@@ -20,7 +20,7 @@ def anchored(branch: BranchName, margin: float = 0.0) -> Callable[[LogRatios, fl
     return partial(_of, branch, margin)
 
 
-def anchor(margin: float) -> Term:
+def anchor_term(margin: float) -> Term:
     """The anchor of the chosen answer, with a margin in units of reward."""
     formula = "-log sigma(b r(y_w|m)" + (f" - {margin:g})" if margin else ")")
     return Term("anchor", (CHOSEN,), anchored(CHOSEN, margin), formula, source="mDPO, arXiv 2406.11839")
@@ -30,7 +30,7 @@ _COUNTERPART = BranchName("rejected_image", COUNTERPART)
 _SECOND = BranchName("image", "chosen_2")
 
 ANCHOR_TERMS = (
-    anchor(0.0),
+    anchor_term(0.0),
     Term(
         "counterpart_anchor",
         (_COUNTERPART,),

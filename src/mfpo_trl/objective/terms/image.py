@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import preferred
+from ..losses import image_loss, preferred
 from ..names import CHOSEN, CORRUPTED, REJECTED, BranchName
 from ..ratios import LogRatios
 from .term import Term
@@ -15,7 +15,7 @@ SECOND = BranchName("image", "chosen_2"), BranchName("rejected_image", "chosen_2
 
 def image(ratios: LogRatios, beta: float) -> Tensor:
     """Prefer the answer because of the image."""
-    return preferred(ratios.chosen, ratios.corrupted, beta)
+    return image_loss(ratios.chosen, ratios.corrupted, beta)
 
 
 def image_frozen(ratios: LogRatios, beta: float) -> Tensor:

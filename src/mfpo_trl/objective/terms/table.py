@@ -32,8 +32,8 @@ def branches_read(terms: Iterable[Weighted]) -> tuple[BranchName, ...]:
 
 
 def reading(branch: BranchName, terms: Iterable[Weighted]) -> list[str]:
-    """The names of the terms that read a branch."""
-    return [own.term.name for own in terms if branch in own.term.reads]
+    """The terms that read a branch, in words."""
+    return [f"term {own.term.name!r}" for own in terms if branch in own.term.reads]
 
 
 def row_columns(terms: Iterable[Weighted]) -> list[str]:
