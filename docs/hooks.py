@@ -260,17 +260,19 @@ def commands_page() -> str:
     from mfpo_trl.cli import build_parser
 
     parser = build_parser()
-    listed = fenced(parser.format_help(), "text")
     parts = [
         "# Commands",
-        listed,
+        fenced(parser.format_help(), "text"),
         "`mfpo train` takes the fields of [`MFPOConfig`](training.md), of TRL's `ModelConfig` and `ScriptArguments`, and "
         "`--accelerate-config` and `--num-processes`. `mfpo check` takes the same, and `--rows`, `--gpu-memory`, `--try-forward` "
         "and `--json`. Their `--help` lists them.",
     ]
-    for name, command in subcommands(parser):
+    from mfpo_trl.evaluation import build_parser as build_score
+
+    listed = [*subcommands(parser), *((f"score {name}", command) for name, command in subcommands(build_score()))]
+    for name, command in listed:
         if command.add_help:
-            parts.append(f"## mfpo {name} {{ #{name} }}\n\n{fenced(command.format_help(), 'text')}")
+            parts.append(f"## mfpo {name} {{ #{name.replace(' ', '-')} }}\n\n{fenced(command.format_help(), 'text')}")
     return "\n\n".join(parts)
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     "order",
     "card",
     "hub",
-    "arguments data",
+    "arguments data evaluation",
     "trainer",
     "__init__",
     "train demo",

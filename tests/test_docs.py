@@ -39,6 +39,7 @@ from mfpo_trl.check.command import parse_options
 from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
 from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
+from mfpo_trl.evaluation import build_parser as build_score
 from mfpo_trl.recipes import recipe_file
 from mfpo_trl.train import command as train
 from mfpo_trl.train import launch
@@ -60,6 +61,7 @@ COMMAND = re.compile(rf"^ *(?:\w[\w ]*: +)*((?:{'|'.join(COMMANDS)}) .*)$", re.M
 """On a line of its own, perhaps behind what it is: "Launch: mfpo train ..."."""
 STANDS_FOR = {
     "NAME": "single_gpu",
+    "BENCHMARK": "chair",
     "RECIPE": "recipes/llava-1.5/7b-mfpo-lora.yaml",
     "recipes/RECIPE": "recipes/llava-1.5/7b-mfpo-lora.yaml",
     "N": "2",
@@ -123,6 +125,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     found = {**cli.build_parser()._subparsers._group_actions[0].choices}
     found["train"] = train.parser_of_fields()
     found["check"] = _parser_of(lambda: parse_options([]))
+    benchmarks = build_score()._subparsers._group_actions[0].choices
+    found |= {f"score {name}": parser for name, parser in benchmarks.items()}
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         if "ArgumentParser" in path.read_text():
             found[path.name] = _parser_of(lambda path=path: runpy.run_path(str(path), run_name="__main__"))
@@ -201,6 +205,10 @@ def run(command: list[str], folder: Path) -> None:
             trained(parse_options(arguments)[1])
         elif name == "build":
             built(arguments, folder)
+        elif name == "score" and arguments[1:]:
+            build_score().parse_args(arguments)
+        elif name == "score":
+            assert " ".join(rest) in ("score", *parsers())
         elif arguments:
             cli.build_parser().parse_args(rest)
         else:

@@ -39,6 +39,11 @@ def _main(argv: list[str]) -> int:
         from .check import main as check
 
         return check(argv[1:])
+    if argv[:1] == ["score"]:
+        # Its options are those of each benchmark, with numpy behind them.
+        from .evaluation import main as score
+
+        return score(argv[1:])
     if argv[:1] == ["build"]:
         try:
             argv = ["build", *with_recipe(argv[1:])]
@@ -80,6 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "check",
         help="find what would go wrong in a training, and what it needs, before it runs (mfpo check --help)",
+        add_help=False,
+    )
+    commands.add_parser(
+        "score",
+        help="figures of a benchmark from a file of answers (mfpo score --help lists the benchmarks)",
         add_help=False,
     )
     commands.add_parser(

@@ -574,6 +574,8 @@ LATER = {
     "objective.branches.check_scored": API,
     "objective.branches.check_batch": API,
     "card.scores._checked": "files of scores, which are read when the card is written",
+    "card.scores._check_number": "files of scores, which are read when the card is written",
+    "card.scores.update_card": "of mfpo score, which trains nothing",
     "check.command.parse_options": OWN,
     "check.command._zero": OWN,
     "check.command._mapping": OWN,

@@ -4,4 +4,5 @@ from .markdown import told_of_local_base as told_of_local_base
 from .model_card import write_model_card as write_model_card
 from .papers import MDPO_CITATION as MDPO_CITATION
 from .papers import MFPO_CITATION as MFPO_CITATION
+from .scores import update_card as update_card
 from .training import Training as Training
