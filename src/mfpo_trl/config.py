@@ -237,7 +237,7 @@ class MFPOConfig(DPOConfig):
     def _check_objective(self) -> None:
         if not self.terms:
             weights = ", ".join(f"{name}_loss_weight" for name in WEIGHTS)
-            raise ValueError(f"{weights} and all other weights of terms are 0: there is nothing to train on")
+            raise ValueError(f"{weights} or other weights of terms are all 0: there is nothing to train on")
         preset = PRESETS[self.objective]
         if self.corruption == AUTO and preset.corruption is not None:
             self.corruption = preset.corruption

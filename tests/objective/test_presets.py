@@ -3,6 +3,7 @@ number of each term by hand."""
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,3 +236,14 @@ def test_an_unknown_branch(name, words):
 def test_what_is_no_objective(options, words):
     with pytest.raises(ValueError, match=words):
         terms_of(options.get("objective", "mfpo"), options.get("free"), {}, given=options.get("given", ()))
+
+
+def test_the_page_lists_every_preset_with_its_paper_and_columns():
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(lines) == list(PRESETS)
+    for name, preset in PRESETS.items():
+        assert preset.paper == "here" or preset.paper in lines[name]
+        for column in row_columns(terms_of(name, None, {})):
+            if not column.startswith("rejected_image_") or column == "rejected_image_chosen":
+                assert name == "lpoi" or f"`{column}`" in lines[name] or "_2`" in lines[name], (name, column)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..names import BRANCHES, BranchName, columns_of
@@ -63,4 +64,11 @@ def checked_losses(term: Term, losses: Tensor, ratios: LogRatios, present: Tenso
         raise ValueError(
             f"term {term.name!r} returned {found}; expected one loss for each of the {len(present)} samples"
         )
+    if (losses.isnan() & present).any():
+        # A model that overflows in half precision is the gradient scaler's business.
+        finite = torch.stack([ratios[branch].isfinite() for branch in term.reads]).all(dim=0)
+        if (losses.isnan() & present & finite).any():
+            raise ValueError(
+                f"term {term.name!r} returned NaN for log-ratios that are finite; look at its loss and at its columns"
+            )
     return losses
