@@ -40,8 +40,8 @@ from mfpo_trl.batch import forward
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.batch.packing import FLAT, PACKED_ROW
 from mfpo_trl.images.dispreferred import DispreferredImages
+from mfpo_trl.objective import BRANCHES
 from mfpo_trl.objective.branches import split_batch
-from mfpo_trl.objective.losses import BRANCHES
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ class Looker:
         checked_texts(row)
         images = load_images(row, "image") or []
         check_rejected_images(row, len(images))
-        if images and "corrupted" in self.collator.branches:
+        if images and any(branch.variant for branch in self.collator.branches):
             self.watched(row, images)
 
     def _count(self, look: Look, sample: Mapping[str, Any]) -> None:
@@ -155,10 +155,10 @@ class Looker:
             tokens = branch.prompt.tokens["input_ids"]
             look.prompt = max(look.prompt, len(tokens))
             look.image = max(look.image, sum(int((tokens == own).sum()) for own in set(ids)))
-            if name != "corrupted":
-                look.answers[name] = len(branch.completion)
+            if name.image == "image":
+                look.answers[name.answer] = len(branch.completion)
                 if tokenizer.eos_token_id is None or end_completion(branch.completion, tokenizer) != branch.completion:
-                    look.unended.append(name)
+                    look.unended.append(name.answer)
 
     def _compare(self, look: Look, row: Mapping[str, Any], images: list, made: list) -> None:
         masks = _masks(row, images) if look.own else self.watched.make.masks(row, images)
