@@ -134,7 +134,9 @@ class MFPOCollator:
         Raises:
             RowError: the row cannot be used; names the row and the field.
         """
-        answers = tuple(dict.fromkeys(["chosen", "rejected", *(branch.answer for branch in self.branches)]))
+        for name in self.columns:
+            _number(example, name)
+        answers = self.answers
         texts = checked_texts(example, image_tokens(self.processor), answers[2:])
         if same_answer(example):
             self._say("equal", f"{row_name(example)}: 'chosen' equals 'rejected'; its text term teaches nothing.")
@@ -171,6 +173,11 @@ class MFPOCollator:
         for token in image_tokens(self.processor):
             prompt = prompt.replace(f"{token}\n", "").replace(token, "")
         return prompt
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns of the answers that are read."""
+        return tuple(dict.fromkeys(["chosen", "rejected", *(branch.answer for branch in self.branches)]))
 
     def _say(self, subject: str, message: str) -> None:
         """Warn of a subject once in this process."""
