@@ -87,7 +87,7 @@ class MFPOCollator:
     """
 
     processor: ProcessorMixin
-    branches: Sequence[str | tuple[str, str]] = BRANCHES
+    branches: Sequence[BranchName] = BRANCHES
     dispreferred: DispreferredImages = field(default_factory=DispreferredImages)
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
@@ -98,7 +98,7 @@ class MFPOCollator:
 
     def __post_init__(self):
         try:
-            self.branches: tuple[BranchName, ...] = tuple(map(branch_of, self.branches))
+            self.branches = tuple(map(branch_of, self.branches))
         except ValueError as error:
             raise ValueError(f"branches of the collator: {error}") from None
         if self.layout not in LAYOUTS:
@@ -134,8 +134,8 @@ class MFPOCollator:
         Raises:
             RowError: the row cannot be used; names the row and the field.
         """
-        for name in self.columns:
-            _number(example, name)
+        for column in self.columns:
+            _number(example, column)
         answers = self.answers
         texts = checked_texts(example, image_tokens(self.processor), answers[2:])
         if same_answer(example):

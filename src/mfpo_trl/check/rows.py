@@ -13,6 +13,7 @@ from .. import _trl
 from ..batch import FLAT, MFPOCollator, build_collator, end_completion
 from ..config import MFPOConfig
 from ..images import DispreferredImages, check_rejected_images, region_mask, regions_per_image
+from ..objective import BranchName
 from ..rows import ROW_NUMBER, checked_texts, image_list, image_tokens, load_images, same_answer
 
 
@@ -149,7 +150,7 @@ class Looker:
         if images and any(branch.variant for branch in self.collator.branches):
             self.watched(row, images)
 
-    def _count(self, look: Look, sample: Mapping[str, Any]) -> None:
+    def _count(self, look: Look, sample: Mapping[BranchName, Any]) -> None:
         tokenizer = self.processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids(list(image_tokens(self.processor)))
         for name, branch in sample.items():

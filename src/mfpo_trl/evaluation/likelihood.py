@@ -9,7 +9,7 @@ import torch
 
 from .. import _trl
 from ..batch import MFPOCollator, choose_layout, prepare
-from ..objective import BRANCHES, of_pairs, split_batch
+from ..objective import BRANCHES, CHOSEN, of_pairs, split_batch
 from .generate import Decoding, placed, plain_generation
 
 
@@ -66,7 +66,7 @@ class Answers:
             RowError: a row that cannot be used.
         """
         collator = replace(self.collator, branches=("chosen",))
-        prompts = [collator.encode(row)["chosen"].prompt for row in rows]
+        prompts = [collator.encode(row)[CHOSEN].prompt for row in rows]
         alike: dict[Any, list[int]] = {}
         for n, prompt in enumerate(prompts):
             # Rows of one length need no padding, and what is padded may be answered otherwise.
