@@ -40,6 +40,7 @@ from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
 from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
 from mfpo_trl.evaluation import build_parser as build_score
+from mfpo_trl.evaluation.generating import build_parser as build_generate
 from mfpo_trl.evaluation.merge import build_parser as build_merge
 from mfpo_trl.evaluation.reliance import build_parser as build_reliance
 from mfpo_trl.recipes import recipe_file
@@ -128,7 +129,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     found["train"] = train.parser_of_fields()
     found["check"] = _parser_of(lambda: parse_options([]))
     benchmarks = build_score()._subparsers._group_actions[0].choices
-    found |= {"merge": build_merge(), "reliance": build_reliance()}
+    found |= {"generate": build_generate(), "merge": build_merge(), "reliance": build_reliance()}
     found |= {f"score {name}": parser for name, parser in benchmarks.items()}
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         if "ArgumentParser" in path.read_text():
@@ -208,7 +209,7 @@ def run(command: list[str], folder: Path) -> None:
             trained(parse_options(arguments)[1])
         elif name == "build":
             built(arguments, folder)
-        elif name in ("merge", "reliance") and arguments:
+        elif name in ("generate", "merge", "reliance") and arguments:
             parsers()[name].parse_args(arguments)
         elif name == "score" and arguments[1:]:
             build_score().parse_args(arguments)

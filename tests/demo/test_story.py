@@ -1,10 +1,14 @@
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from mfpo_trl import cli
 from mfpo_trl.demo.story import QUICK, run, world_seed
 
 
@@ -45,6 +49,31 @@ def test_models_can_be_loaded_and_nothing_is_pickled(story, name):
     AutoProcessor.from_pretrained(folder)
     assert not [file for file in folder.rglob("*") if file.suffix in {".bin", ".pt", ".pkl"}]
     assert (folder / "README.md").exists() == (name != "base")
+
+
+def walk(heading: str) -> list[list[str]]:
+    """The commands under a heading of the page on evaluation, behind the demo itself."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    block = re.search(rf"^## {heading}\n.*?^```bash\n(.*?)^```", page, re.S | re.M)[1]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if not line.startswith("mfpo demo ")]
+
+
+def test_the_walk_of_the_docs(story, tmp_path, monkeypatch):
+    """Answers to the held-out scenes, scored by CHAIR's rules: the figures of the demo's own table."""
+    folder, results = story
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-output").symlink_to(folder)
+    for command in walk("A walk"):
+        assert cli.main(command) == 0, command
+    figures = json.loads((folder / "mfpo" / "scores" / "chair.json").read_text())
+    scores = results["scores"]["MFPO"]
+    for figure in ("chair_s", "chair_i", "coverage"):
+        assert figures["all"][figure]["value"] == pytest.approx(scores[figure])
+    assert figures["all"]["chair_s"]["n"] == QUICK.scenes_to_test
+    assert figures["differences"]["all"]["chair_s"]["value"] == pytest.approx(
+        results["scores"]["MFPO"]["chair_s"] - results["scores"]["base"]["chair_s"]
+    )
 
 
 def test_no_two_worlds_share_a_seed():

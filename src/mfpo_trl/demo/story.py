@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 from ..images import DispreferredImages
 from .alignment import CORRUPTION, align, folder_name
 from .captioner import train_captioner, write_captions
+from .held_out import write_held_out
 from .pairs import preference_pairs, preference_row
 from .pictures import Exhibit, Log, draw_contact_sheet, draw_curves
 from .progress import only_our_bars
@@ -80,6 +81,7 @@ def run(output_dir: Path, seed: int = 0, ablation: bool = False, quick: bool = F
     console = Console(highlight=False)
     test = make_scenes(plan.scenes_to_test, world_seed(seed, SCENES_TO_TEST), NONE)
     with only_our_bars():
+        write_held_out(output_dir / "held-out", test)
         captions, logs, count = train_all(output_dir, plan, seed, methods, test, console)
 
     console.print("[bold]4/4[/] Results on held-out scenes in which nothing usually comes along.")
@@ -96,7 +98,9 @@ def run(output_dir: Path, seed: int = 0, ablation: bool = False, quick: bool = F
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print(results_table(scores))
-    console.print(f"Pictures, models and results.json are in {output_dir}; {results['seconds']:.0f} s.")
+    console.print(
+        f"Pictures, models, the held-out scenes and results.json are in {output_dir}; {results['seconds']:.0f} s."
+    )
     return results
 
 

@@ -1,7 +1,7 @@
 """Objects of COCO in a text, as CHAIR finds them: tokens, singular forms, double words, synonyms."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -138,13 +138,19 @@ class Objects:
         self.name_of = dict(built_in() if synonyms is None else synonyms)
         """Each synonym -> the name of its object."""
 
+    @cached_property
+    def _doubles(self) -> Mapping[str, str]:
+        """`DOUBLES`, and names of two words in a list of one's own, which no single word would find."""
+        pairs = [name for name in self.name_of if len(name.split(" ")) == 2 and all(name.split(" "))]
+        return {**{" ".join(singular_words(name)): name for name in pairs}, **DOUBLES}
+
     def words(self, text: str) -> list[str]:
         """The words of a text that are in the list, singular, in its order with repeats.
 
         Raises:
             ValueError: what has to be installed.
         """
-        words = merged(singular_words(text.lower()))
+        words = merged(singular_words(text.lower()), self._doubles)
         if "toilet" in words:
             words = [word for word in words if word != "seat"]
         return [word for word in words if word in self.name_of]
@@ -158,14 +164,14 @@ class Objects:
         return [self.name_of[word] for word in self.words(text)]
 
 
-def merged(words: list[str]) -> list[str]:
-    """With `DOUBLES` in place of the two words that they consist of, from the left."""
+def merged(words: list[str], doubles: Mapping[str, str] = DOUBLES) -> list[str]:
+    """With `doubles` in place of the two words that they consist of, from the left."""
     found, skipped = [], False
     for word, following in pairwise([*words, ""]):
         if skipped:
             skipped = False
             continue
-        double = DOUBLES.get(f"{word} {following}")
+        double = doubles.get(f"{word} {following}")
         found.append(word if double is None else double)
         skipped = double is not None
     return found

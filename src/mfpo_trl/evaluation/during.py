@@ -49,8 +49,8 @@ class During:
         ValueError: what is missing and where to get it, or what cannot be read.
     """
 
-    def __init__(self, name: str, folder: Path, rows: int = 200, max_new_tokens: int = 256):
-        self.name, self.decoding = name, Decoding(max_new_tokens)
+    def __init__(self, name: str, folder: Path | str, rows: int = 200, max_new_tokens: int = 256):
+        self.name, self.decoding, folder = name, Decoding(max_new_tokens), Path(folder)
         there = [part for part in ASKED[name].files if _is_there(name, folder, part)]
         self.prompts = spread(read_prompts(name, folder, there), rows)
         # Only what is asked, so that nothing else counts as unanswered, and nothing large is read again.
