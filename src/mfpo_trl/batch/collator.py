@@ -108,9 +108,9 @@ class MFPOCollator:
         samples = [self.encode(example) for example in examples]
         laid: list[Branch] = []
         known: dict[Any, int] = {}
-        columns = columns_of(self.branches)
-        pairs = torch.full((len(samples), len(columns)), -1)
-        for column, name in enumerate(columns):
+        branches = columns_of(self.branches)
+        pairs = torch.full((len(samples), len(branches)), -1)
+        for column, name in enumerate(branches):
             for position, sample in enumerate(samples):
                 if name in sample:
                     branch = sample[name]
@@ -124,8 +124,8 @@ class MFPOCollator:
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
             rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
-        for name in self.columns:
-            rows[COLUMN.format(name)] = torch.tensor([_number(example, name) for example in examples])
+        for own in self.columns:
+            rows[COLUMN.format(own)] = torch.tensor([_number(example, own) for example in examples])
         return {"pairs": pairs, **rows}
 
     def encode(self, example: Mapping[str, Any]) -> dict[BranchName, Branch]:
