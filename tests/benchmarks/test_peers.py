@@ -174,3 +174,11 @@ def test_the_table_says_who_refuses_and_whose_loss_is_another():
     assert (
         "- ms-swift, cached reference: refuses ValueError: no" in text and "- LLaMA-Factory without torchaudio" in text
     )
+
+
+@pytest.mark.parametrize("geometry", ["tiny", "wide"])
+def test_the_page_has_the_tables_of_the_results(geometry):
+    report = json.loads((BENCHMARKS / "results" / f"peers-{geometry}.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "peers.md").read_text()
+    rows = [line for line in peers.table(report).splitlines() if line.startswith(("|", "- TRL", "- ms-swift"))]
+    assert len(rows) > 10 and all(row in page for row in rows)
