@@ -43,16 +43,24 @@ class Geometry:
 
 GEOMETRIES = {
     "tiny": Geometry(64, 172, 2, 4, 320, 32, 2, 56, 40, 12, 9),
+    "rehearsal": Geometry(64, 128, 2, 4, 320, 64, 2, 56, 40, 12, 9),
     "wide": Geometry(512, 1376, 6, 8, 2000, 64, 2, 336, 636, 90, 80),
     "llava-1.5-7b": Geometry(4096, 11008, 32, 32, 32064, 1024, 24, 336, 636, 90, 80),
+    "llava-1.5-13b": Geometry(5120, 13824, 40, 40, 32064, 1024, 24, 336, 636, 90, 80),
 }
 
 SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": 4}
 LANGUAGE_PART = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def build_model(geometry: Geometry, device: str, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    """Random weights; on the meta device none."""
+def build_model(
+    geometry: Geometry, device: str, dtype: torch.dtype, kernel: str | None = None
+) -> LlavaForConditionalGeneration:
+    """Random weights, drawn on the device in their own precision; on the meta device none.
+
+    Args:
+        kernel: `attn_implementation`; transformers' choice when None.
+    """
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             image_size=geometry.image_size,
@@ -80,9 +88,17 @@ def build_model(geometry: Geometry, device: str, dtype: torch.dtype) -> LlavaFor
         vision_feature_layer=-2,
     )
     config.tie_word_embeddings = False
+    config.dtype = dtype
+    if kernel:
+        config._attn_implementation = kernel
     torch.manual_seed(0)
-    with torch.device(device):
-        return LlavaForConditionalGeneration(config).to(dtype)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return LlavaForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def build_processor(geometry: Geometry) -> LlavaProcessor:

@@ -40,8 +40,8 @@ from mfpo_trl.batch import forward
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.batch.packing import FLAT, PACKED_ROW
 from mfpo_trl.images.dispreferred import DispreferredImages
+from mfpo_trl.objective import BRANCHES
 from mfpo_trl.objective.branches import split_batch
-from mfpo_trl.objective.losses import BRANCHES
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def main() -> None:
     geometry = GEOMETRIES[args.geometry]
     model, rows = meta_model(geometry), pairs(geometry, args.pairs)
     report = {name: {"operations": operations(model, way, geometry, rows)} for name, way in WAYS.items()}
-    if args.geometry != "llava-1.5-7b" or args.device == "cuda":
+    if not args.geometry.startswith("llava") or args.device == "cuda":
         for name, values in measured(geometry, rows, args.device, args.bits, args.repeats).items():
             report[name] |= values
     for values in report.values():

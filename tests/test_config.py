@@ -12,6 +12,7 @@ import yaml
 from trl import DPOConfig, TrlParser
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl.objective import BRANCHES
 
 CPU = {"bf16": False, "use_cpu": True}
 
@@ -87,10 +88,10 @@ def test_command_line_fields(tmp_path):
 @pytest.mark.parametrize(
     ("method", "branches"),
     [
-        ("dpo", ("chosen", "rejected")),
-        ("rdpo", ("chosen", "rejected", "corrupted")),
-        ("mdpo", ("chosen", "rejected", "corrupted")),
-        ("mfpo", ("chosen", "rejected", "corrupted")),
+        ("dpo", BRANCHES[:2]),
+        ("rdpo", BRANCHES),
+        ("mdpo", BRANCHES),
+        ("mfpo", BRANCHES),
     ],
 )
 def test_method_recipes(tmp_path, method, branches, recipes):
@@ -99,7 +100,7 @@ def test_method_recipes(tmp_path, method, branches, recipes):
     found = config(tmp_path, **fields)
     assert found.branches == branches
     assert found.max_length is None
-    assert (found.anchor_loss_weight > 0) == (method in ("mdpo", "mfpo"))
+    assert ("anchor" in found.term_weights) == (method in ("mdpo", "mfpo"))
 
 
 TOKEN, OTHER = f"hf_{'a' * 34}", f"hf_{'b' * 34}"

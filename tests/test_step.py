@@ -18,7 +18,10 @@ from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.batch.packing import FLAT, PACKED_ROW, PACKED_ROWS
 from mfpo_trl.images.dispreferred import DispreferredImages
-from mfpo_trl.objective.losses import BRANCHES, TERMS
+from mfpo_trl.objective import BRANCHES, PRESETS
+from mfpo_trl.objective.terms import TERMS as ALL_TERMS
+
+TERMS = tuple(PRESETS["mfpo"].weights)
 
 
 def first_loss(tmp_path, config=None, rows=None, **kwargs) -> float:
@@ -76,7 +79,7 @@ def test_a_collator_without_a_branch_that_a_term_reads(tmp_path, missing):
     """For every branch: told when the trainer is built, and, behind a function that hides the collator, at the first batch."""
     branches = [name for name in BRANCHES if name != missing]
     collator = MFPOCollator(tiny.processor(), branches=branches, add_eos=False)
-    reads = " and ".join(f"{name}_loss_weight" for name, term in TERMS.items() if missing in term.reads)
+    reads = " and ".join(f"term {name!r}" for name in TERMS if missing in ALL_TERMS[name].reads)
     with pytest.raises(ValueError, match=f"{reads} read '{missing}'"):
         build(MFPOTrainer, {}, tmp_path, data_collator=collator)
     hidden = build(MFPOTrainer, {}, tmp_path, data_collator=lambda rows: collator(rows))

@@ -11,12 +11,14 @@ import torch
 import warm
 from datasets import Dataset, DatasetDict, Image, IterableDataset, List
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import Trainer
 from trl import DPOConfig, DPOTrainer
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl._trl import ATTRIBUTES, CLASS_ATTRIBUTES, check_attributes, check_contract
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.images.dispreferred import DispreferredImages
+from mfpo_trl.requirements import check_optimizer
 from mfpo_trl.rows.schema import to_rgb
 from mfpo_trl.rows.validation import rows_without_regions
 
@@ -283,6 +285,23 @@ def test_contract_notices_a_renamed_method(monkeypatch):
     monkeypatch.setattr(DPOTrainer, "_compute_loss", lambda self, model, batch: None)
     with pytest.raises(RuntimeError, match="has other parameters"):
         check_contract()
+
+
+def test_an_older_transformers_is_known(tmp_path, monkeypatch):
+    """As 5.17 to 5.19 have it: no `private` when pushing, and AdamW looks at the model's parameters."""
+
+    def push_to_hub(self, commit_message="", blocking=True, token=None, revision=None, **kwargs): ...
+
+    def init_hf_repo(self, token=None): ...
+
+    def adamw(args, model):
+        return torch.optim.AdamW, {"foreach": any(weight.requires_grad for weight in model.parameters())}
+
+    monkeypatch.setattr(Trainer, "push_to_hub", push_to_hub)
+    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(adamw))
+    check_contract()
+    check_optimizer(MFPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
 
 
 def test_train_reaches_the_loss_with_one_forward_a_model(tmp_path):

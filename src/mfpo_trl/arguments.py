@@ -137,7 +137,7 @@ def check_arguments(
             "context and sequence parallelism cut the rows of a batch into pieces, and the places of its answers are told in "
             "whole rows; use data parallelism, ZeRO or FSDP"
         )
-    if compute_metrics is not None and with_images and not args.text_loss_weight:
+    if compute_metrics is not None and with_images and "text" not in args.term_weights:
         raise ValueError(
             "compute_metrics reads the logits of chosen and rejected answers, and with text_loss_weight=0 no rejected one is "
             "scored; leave it out, or give the text term a weight"
@@ -149,7 +149,12 @@ def check_arguments(
         )
     if cached:
         check_cacheable(datasets, data_collator)
-    if args.precompute_ref_log_probs and not cached and args.ld_alpha is not None and args.anchor_loss_weight:
+    if (
+        args.precompute_ref_log_probs
+        and not cached
+        and args.ld_alpha is not None
+        and set(args.term_weights) - {"text"}
+    ):
         raise ValueError(
             "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
             "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -11,7 +12,11 @@ from transformers.integrations import is_deepspeed_available
 from trl import DPOConfig
 
 from .images import AUTO, REGION_CHOICES, check_corruption, check_some_corruption
-from .objective import TERMS, branches_read
+from .objective import PRESETS, BranchName, terms_of
+from .objective.terms import Weighted, branches_read
+
+WEIGHTS = ("text", "image", "anchor")
+"""Terms whose weight is a field of its own."""
 
 PREFIX_SHARING_CHOICES = ("auto", "on", "off")
 CURRICULUM_CHOICES = {
@@ -38,16 +43,20 @@ def check_deepspeed() -> None:
 class MFPOConfig(DPOConfig):
     """Configuration of `MFPOTrainer`: every field of `trl.DPOConfig`, and those below.
 
-    The objective is `text_loss_weight * L_text + image_loss_weight * L_image + anchor_loss_weight * L_margin`
-    (arXiv 2410.15334). `L_text` is TRL's own loss, so `beta`, `loss_type`, `f_divergence_type`, `ld_alpha`,
+    The objective is a sum of terms, by default `text_loss_weight * L_text + image_loss_weight * L_image + anchor_loss_weight *
+    L_margin` (arXiv 2410.15334). `L_text` is TRL's own loss, so `beta`, `loss_type`, `f_divergence_type`, `ld_alpha`,
     `use_weighting` and `label_smoothing` mean what they mean there.
 
     Args:
+        objective: the terms and their weights, as a method of the literature has them (`mfpo_trl.objective.presets`), and the
+            corruption that goes with it where none is asked for.
+        objective_terms: terms by their names, or as `package.module:term`, each with its weight or `{"weight", "beta"}`, in place
+            of those of `objective`.
         text_loss_weight, image_loss_weight, anchor_loss_weight:
-            Weights of the three terms, >= 0 and not all 0. A branch that no term with weight reads is not computed; with
+            Weights of these terms, >= 0 and not all 0; those of `objective` when None. A branch that no term with weight reads is not computed; with
             `text_loss_weight=0` TRL's loss does not run, and the metrics that it logs are not there.
         anchor_margin: eta of `L_margin` (delta in mDPO), in units of reward.
-        image_beta: beta of the image and anchor terms; `beta` when None.
+        image_beta: beta of every term but TRL's text term; `beta` when None.
         corruption: how the dispreferred image is made for a row that has no `rejected_images`: `auto` (by the row's own
             recipe, which `mfpo build` writes into its column `corruption`, else by `diffusion`), or for all rows `diffusion`,
             `crop`, `mean`, `black`, `blur` or `swap` (another row's image); with `none` every row has to bring its own.
@@ -86,14 +95,29 @@ class MFPOConfig(DPOConfig):
             noise schedule.
     """
 
-    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "corruption_kwargs"]
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "corruption_kwargs", "objective_terms"]
 
-    text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of DPO's text term."})
-    image_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the image term."})
-    anchor_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the anchored-reward term."})
+    objective: str = field(
+        default="mfpo", metadata={"help": f"Terms and weights by the name of a method: {', '.join(PRESETS)}."}
+    )
+    objective_terms: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Terms in place of those of the objective, e.g. `{"text": 1, "image": {"weight": 0.5, "beta": 0.2}}`.'
+        },
+    )
+    text_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of DPO's text term; the objective's when not set."}
+    )
+    image_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the image term; the objective's when not set."}
+    )
+    anchor_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the anchored-reward term; the objective's when not set."}
+    )
     anchor_margin: float = field(default=0.0, metadata={"help": "Margin (eta, delta) of the anchor, in reward units."})
     image_beta: float | None = field(
-        default=None, metadata={"help": "Beta of the image and anchor terms; `beta` when not set."}
+        default=None, metadata={"help": "Beta of every term but the text term; `beta` when not set."}
     )
     corruption: str = field(
         default=AUTO,
@@ -187,12 +211,11 @@ class MFPOConfig(DPOConfig):
         super().__post_init__()
         if self.corruption_kwargs is None:
             self.corruption_kwargs = {}
-        for name, weight in self.term_weights.items():
-            _check(_is_number(weight) and weight >= 0, f"{name}_loss_weight", weight, "a number >= 0")
-        if not any(self.term_weights.values()):
-            raise ValueError(
-                "text_loss_weight, image_loss_weight and anchor_loss_weight are all 0: there is nothing to train on"
-            )
+        for name in WEIGHTS:
+            weight = getattr(self, f"{name}_loss_weight")
+            if weight is not None:
+                _check(_is_number(weight) and weight >= 0, f"{name}_loss_weight", weight, "a number >= 0")
+        self._check_objective()
         _check(_is_number(self.anchor_margin), "anchor_margin", self.anchor_margin, "a finite number")
         if self.image_beta is not None:
             _check(_is_number(self.image_beta) and self.image_beta > 0, "image_beta", self.image_beta, "a number > 0")
@@ -210,6 +233,16 @@ class MFPOConfig(DPOConfig):
             check_some_corruption(options)
         else:
             check_corruption(self.corruption, options)
+
+    def _check_objective(self) -> None:
+        if not self.terms:
+            weights = ", ".join(f"{name}_loss_weight" for name in WEIGHTS)
+            raise ValueError(f"{weights} or other weights of terms are all 0: there is nothing to train on")
+        preset = PRESETS[self.objective]
+        if self.corruption == AUTO and preset.corruption is not None:
+            self.corruption = preset.corruption
+            given: Any = self.corruption_kwargs  # a text has become a mapping by now
+            self.corruption_kwargs = {**preset.corruption_kwargs, **(given or {})}
 
     def _check_launch(self) -> None:
         """Refuse what would end in DeepSpeed's assertion on batch sizes: on a CPU, transformers asks for no way to communicate, so that
@@ -242,6 +275,8 @@ class MFPOConfig(DPOConfig):
         """A copy without access tokens of the Hub, for whatever is written down."""
         new = copy.copy(self)
         new.hub_token = None
+        # Functions of the caller's own need not be such as can be written down.
+        new._own_terms = ()
         if isinstance(self.model_init_kwargs, dict):
             new.model_init_kwargs = _without_token(self.model_init_kwargs)
         return new
@@ -259,12 +294,31 @@ class MFPOConfig(DPOConfig):
     @property
     def term_weights(self) -> dict[str, float]:
         """The weight of every term of the objective by its name."""
-        return {name: getattr(self, f"{name}_loss_weight") for name in TERMS}
+        return {own.term.name: own.weight for own in self.terms}
 
     @property
-    def branches(self) -> tuple[str, ...]:
+    def terms(self) -> tuple[Weighted, ...]:
+        """The terms with weight."""
+        weights = {name: getattr(self, f"{name}_loss_weight") for name in WEIGHTS}
+        own: Any = self.objective_terms  # a text has become a mapping by now
+        found = terms_of(self.objective, own, weights, self.anchor_margin, getattr(self, "_own_terms", ()))
+        return tuple(one for one in found if one.weight)
+
+    def with_terms(self, terms: Sequence[Any]) -> "MFPOConfig":
+        """The same configuration with terms of the caller's own beside its objective's.
+
+        Raises:
+            ValueError: something that is no term, or has the name of another one.
+        """
+        new = copy.copy(self)
+        new._own_terms = tuple(terms)
+        assert new.terms
+        return new
+
+    @property
+    def branches(self) -> tuple[BranchName, ...]:
         """The branches that the terms with weight read."""
-        return branches_read(self.term_weights)
+        return branches_read(self.terms)
 
     @classmethod
     def from_dpo_config(cls, config: DPOConfig) -> "MFPOConfig":

@@ -76,6 +76,10 @@ class _NoModel:
     def named_modules(self) -> NoReturn:
         raise _ModelAsked
 
+    def parameters(self) -> Iterator[Any]:
+        """None: transformers 5.17 looks here whether weights are spread over devices, whatever the optimizer."""
+        return iter(())
+
 
 def schedule(args: MFPOConfig, steps: int) -> LRScheduler:
     """The schedule of the learning rate over so many steps, made for an optimizer of its own, because it changes that.

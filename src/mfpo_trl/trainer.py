@@ -1,7 +1,7 @@
 """`MFPOTrainer`: the order of things in a step, and nothing else."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -48,22 +48,25 @@ from .batch import (
 from .card import MFPO_CITATION, Training, write_model_card
 from .hub import push_checkpoint, push_model, tokens_hidden
 from .objective import (
-    BRANCHES,
     CLIPPED,
-    TERMS,
+    BranchName,
+    LogRatios,
     Tally,
     batch_metrics,
     check_batch,
     check_scored,
+    columns_of,
     from_preference_batch,
     has_branch,
     masked_mean,
     modality_balance,
+    numbers_of,
     of_pairs,
     split_batch,
 )
+from .objective.terms import Term, Weighted, branches_read, checked_losses, row_columns
 from .order import Curriculum, branches_ranked, check_stage_reference, grouped_sampler
-from .reference import VALUES, References, score_reference
+from .reference import References, score_reference, values_of
 from .requirements import check_requirements
 from .rows import COLUMNS, REFERENCE, has_images, is_stored, rows_without_regions
 
@@ -126,9 +129,11 @@ class MFPOTrainer(DPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        terms: Sequence[Term | Weighted] = (),
     ) -> None:
         _trl.check_contract()
         args = as_mfpo_config(args, model)
+        args = args.with_terms(terms) if terms else args
         follow_log_level(args)
         datasets = {"train_dataset": train_dataset, **dict(named_evaluations(eval_dataset))}
         cached = args.precompute_ref_log_probs and has_image_column(train_dataset)
@@ -158,7 +163,7 @@ class MFPOTrainer(DPOTrainer):
                 peft_config=peft_config,
             )
         _trl.check_attributes(self)
-        self._set_terms()
+        self._set_terms(data_collator)
         self._set_layout(data_collator)
         self._leave_image_term()
         self._check_scored()
@@ -166,14 +171,21 @@ class MFPOTrainer(DPOTrainer):
         self._set_reference()
         self._set_curriculum()
 
-    def _set_terms(self) -> None:
+    def _set_terms(self, data_collator: Any) -> None:
         args = self.args
-        self.term_weights = {name: weight for name, weight in args.term_weights.items() if weight}
+        self.terms: tuple[Weighted, ...] = args.terms
+        own = isinstance(data_collator, MFPOCollator)
+        self.columns = columns_of(data_collator.branches if own else branches_read(self.terms))
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
         self._tallies = {"train": Tally(), "eval": Tally()}
         self._clipped = [0.0, 0.0]
-        if args.text_loss_weight:
+        if any(own.term.loss is None for own in self.terms):
             _trl.try_loss(self)
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term that is trained, by its name."""
+        return {own.term.name: own.weight for own in self.terms}
 
     def _check_rate(self) -> None:
         if self._has_adapter and self.optimizer is None and (slow := slow_adapter(self.args)):
@@ -247,14 +259,15 @@ class MFPOTrainer(DPOTrainer):
 
     def _check_scored(self) -> None:
         if isinstance(self.data_collator, MFPOCollator):
-            check_scored(self.data_collator.branches, self.term_weights)
+            check_scored(self.data_collator.branches, self.terms)
 
     def _leave_image_term(self) -> None:
-        if "image" not in self.term_weights:
+        of_images = [own for own in self.terms if any(branch.image != "image" for branch in own.term.reads)]
+        if not of_images:
             return
         if not _trl.has_vision_data(self) or not has_images(self.train_dataset):
-            del self.term_weights["image"]
-            if not self.term_weights:
+            self.terms = tuple(own for own in self.terms if own not in of_images)
+            if not self.terms:
                 raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
             what = (
                 "data set" if isinstance(self.train_dataset, Dataset) else "stream's first row, so none is read later"
@@ -276,7 +289,7 @@ class MFPOTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if _trl.has_vision_data(self):
-            _trl.keep_columns(self, COLUMNS)
+            _trl.keep_columns(self, [*COLUMNS, *row_columns(self.args.terms)])
 
     def _remove_unused_columns(self, dataset, description=None):
         first = None if self.references is None else self.references.first(dataset)
@@ -321,7 +334,7 @@ class MFPOTrainer(DPOTrainer):
     def _compute_loss(self, model, inputs, return_outputs):
         has_tables = "pairs" in inputs
         if has_tables:
-            check_batch(inputs, self.term_weights)
+            check_batch(inputs, self.terms, self.columns)
         if "prefixes" in inputs:
             self._prove_layout()
         if not has_tables:
@@ -339,16 +352,18 @@ class MFPOTrainer(DPOTrainer):
         text_inputs = policy.preference_inputs()
         reference_logps = self._reference_logps(policy, text_inputs, cached)
 
-        logratios = {
-            branch: of_pairs(policy.logps, policy.pairs, branch) - reference_logps[branch]
-            for branch in BRANCHES[: 3 if has_tables else 2]
-        }
+        logratios = LogRatios(
+            {branch: of_pairs(policy.logps, policy.pairs, branch, self.columns) for branch in reference_logps},
+            reference_logps,
+            numbers_of(inputs),
+        )
         losses, outputs = self._term_losses(policy, text_inputs, logratios, return_outputs)
         if not losses:
             raise ValueError(
                 "only the image term has weight, and the batches of the data_collator have no corrupted branch to read"
             )
-        loss = sum(self.term_weights[name] * value for name, value in losses.items())
+        weights = self.term_weights
+        loss = sum(weights[name] * value for name, value in losses.items())
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
         self._record(policy, losses, logratios, inputs.get("cut"))
@@ -365,19 +380,20 @@ class MFPOTrainer(DPOTrainer):
 
     def _reference_logps(
         self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: Tensor | tuple | None
-    ) -> dict[str, Tensor]:
+    ) -> dict[BranchName, Tensor]:
         """The reference's summed log-probabilities of every branch of the pairs, (B,) each. Those that TRL's loss reads,
         which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
         if cached is None:
             batch = policy.inputs, policy.branches, policy.pairs
-            cached = score_reference(self, batch, self._live_reference())
+            cached = score_reference(self, batch, self._live_reference(), self.columns)
         if isinstance(cached, Tensor):
-            values = dict(zip(VALUES, cached.unbind(dim=1), strict=True))
+            values = dict(zip(values_of(self.columns), cached.unbind(dim=1), strict=False))
         else:
             values = dict(zip(("chosen", "rejected"), cached, strict=True))
         text_inputs["ref_chosen_logps"] = values.get("text_chosen", values["chosen"])
         text_inputs["ref_rejected_logps"] = values.get("text_rejected", values["rejected"])
-        return {branch: values[branch] for branch in BRANCHES if branch in values}
+        there = self.columns[: policy.pairs.size(1)]
+        return {branch: values[str(branch)] for branch in there if str(branch) in values}
 
     def _live_reference(self):
         if self.references is not None and (self._reference_given or not self._keeps_reference):
@@ -417,13 +433,13 @@ class MFPOTrainer(DPOTrainer):
         self,
         policy: "_trl.Replay",
         text_inputs: dict[str, Tensor],
-        logratios: dict[str, Tensor],
+        logratios: LogRatios,
         return_outputs: bool,
     ) -> tuple[dict[str, Tensor], Any]:
         """The loss of every term with weight, a scalar each, and the model's outputs where they are asked for."""
         losses, outputs = {}, None
-        for name in self.term_weights:
-            term = TERMS[name]
+        for own in self.terms:
+            term, name = own.term, own.term.name
             if term.loss is None:
                 with _trl.reference_given(self):
                     losses[name] = super()._compute_loss(policy, text_inputs, return_outputs)
@@ -431,9 +447,14 @@ class MFPOTrainer(DPOTrainer):
                     losses[name], outputs = losses[name]
                 if self.aux_loss_enabled:
                     losses[name] = losses[name] - self.router_aux_loss_coef * policy.outputs.aux_loss
-            elif set(term.reads) <= set(logratios):
-                present = torch.stack([has_branch(policy.pairs, branch) for branch in term.reads]).all(dim=0)
-                losses[name] = masked_mean(term.loss(logratios, self.image_beta, self.args.anchor_margin), present)
+            elif set(term.reads) <= set(logratios.policy):
+                present = torch.stack([has_branch(policy.pairs, branch, self.columns) for branch in term.reads]).all(
+                    dim=0
+                )
+                beta = self.image_beta if own.beta is None else own.beta
+                losses[name] = masked_mean(
+                    checked_losses(term, term.loss(logratios, beta), logratios, present), present
+                )
         if return_outputs and outputs is None:
             with torch.no_grad():
                 outputs = policy()
@@ -443,7 +464,7 @@ class MFPOTrainer(DPOTrainer):
         self,
         policy: "_trl.Replay",
         losses: dict[str, Tensor],
-        logratios: dict[str, Tensor],
+        logratios: LogRatios,
         cut: Tensor | None,
     ) -> None:
         mode = "train" if self.model.training else "eval"
@@ -529,7 +550,7 @@ class MFPOTrainer(DPOTrainer):
             data_collator=self.data_collator,
             method=_trl.method_of(self),
             loss_types=self.loss_types,
-            term_weights=self.term_weights,
+            terms=self.terms,
             image_beta=self.image_beta,
             plan=None if self.curriculum is None else self.curriculum.plan,
             evaluations=[] if self.curriculum is None else self.curriculum.evaluations(),

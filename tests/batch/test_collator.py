@@ -203,6 +203,10 @@ def test_one_pixel_image(processor):
         ({"rejected_images": []}, r"field 'rejected_images': holds 0 image\(s\) for the 1"),
         ({"rejected_images": [tiny.picture(1)] * 2}, r"field 'rejected_images': holds 2 image\(s\) for the 1"),
         ({"images": [{"bytes": b"", "path": None}]}, "field 'images': image 0 cannot be read: the file is empty"),
+        (
+            {"images": ["no/a.png"]},
+            "field 'images': image 0 cannot be read: .*no/a.png'; a relative path is one from the working directory",
+        ),
         ({"key_regions": [[50, 50, 60, 60]]}, "field 'key_regions': the box .* lies outside the image of 40x32"),
         ({"key_regions": [[5, 5, 5, 9]]}, "field 'key_regions': the box .* is empty"),
         ({"prompt": [{"role": "user", "content": "<image>\nwhat?"}]}, "field 'prompt': holds a literal '<image>'"),

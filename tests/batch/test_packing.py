@@ -22,8 +22,8 @@ from mfpo_trl.batch.choice import FLAT_FAMILIES, PACKED_FAMILIES, choose_layout
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.batch.forward import PACKED_SDPA, prepare, same_images
 from mfpo_trl.batch.packing import FLAT, PACKED_ROW, PACKED_ROWS, dense_mask, token_ids
+from mfpo_trl.objective import BRANCHES
 from mfpo_trl.objective.branches import of_pairs, split_batch
-from mfpo_trl.objective.losses import BRANCHES
 
 SHAPES = [(40, 32), (90, 30), (30, 90), (64, 64)]
 

@@ -4,6 +4,7 @@
 the sources: every `raise` there is in `REFUSALS`, or in `LATER` with the reason why no command line shows it before training.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,10 @@ DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     "some places for images": lambda _: table(
         [{"image": tiny.picture(0), "prompt": prompt, **ANSWERS} for prompt in ("<image> what?", "what?")] * ROWS
     ),
+    "a column of paths": lambda folder: (
+        tiny.picture(0).save(folder / "a.png") or table([{"prompt": "what?", **ANSWERS, "picture": "a.png"}] * ROWS)
+    ),
+    "images alone": lambda _: table([{"image": tiny.picture(0)}] * ROWS),
     "paths that lead nowhere": lambda _: table([{"image": "no.png", "prompt": say("what?"), **SAID}] * ROWS),
     "one picture": lambda _: of_one_picture(),
     "some without regions": lambda _: good(key_regions=[]),
@@ -231,6 +236,12 @@ def a_stage_without_its_model(argv: list[str], out: Path) -> None:
     (out / "_checkpoint-stage-1").rename(out / "elsewhere")
 
 
+def a_stage_of_another_training(argv: list[str], out: Path) -> None:
+    trained(argv, out, "--max_steps", "3")
+    state = out / "_checkpoint-stage-1" / "trainer_state.json"
+    state.write_text(re.sub(r'"run": "\w+"', '"run": "another"', state.read_text()))
+
+
 CHAIR = "--eval_benchmark chair --eval_benchmark_data {out} --eval_split_ratio 0.5 --eval_strategy epoch"
 
 REFUSALS = [
@@ -310,6 +321,12 @@ REFUSALS = [
         f"{STAGED} --curriculum_epochs 1 --curriculum_reference stage --max_steps 4 --resume_from_checkpoint {{out}}/checkpoint-3",
         prepare=a_stage_without_its_model,
     ),
+    Refusal(
+        "{} is that of another training than {}",
+        f"{STAGED} --curriculum_epochs 1 --curriculum_reference stage --max_steps 4 --resume_from_checkpoint {{out}}/checkpoint-3",
+        "difficult",
+        prepare=a_stage_of_another_training,
+    ),
     Refusal("the Hub needs a token with write access", "--push_to_hub"),
     Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy checkpoint"),
     Refusal("pushes whole checkpoints, with the states", "--push_to_hub --hub_strategy all_checkpoints"),
@@ -367,6 +384,9 @@ REFUSALS = [
     Refusal("holds two answers of which one is better", data="ratings that are equal"),
     Refusal("has no place for its image, and that of row {} has one", data="some places for images"),
     Refusal("row {}, field {}: {}", data="paths that lead nowhere", at="train.paths.whole"),
+    Refusal("names files of images ({}), and no image is read", "--image_root {folder}", "a column of paths"),
+    Refusal("must be a folder, and is {}", "--image_root {folder}/nowhere"),
+    Refusal("the data set holds images alone", data="images alone"),
     Refusal("holds images, and no image is read", data="picture"),
     Refusal("holds images, and no image is read", "--dataset_streaming", "picture"),
     # The order of the rows

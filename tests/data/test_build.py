@@ -423,6 +423,21 @@ def test_rejected_rows_say_why_where_there_are_no_others(tmp_path, capsys):
     )
     said = capsys.readouterr().err
     assert "every row was rejected, 2 of 3 because: field 'rejected': is empty" in said and "rejects.jsonl" in said
+    assert "the first" not in said
+
+
+def test_of_missing_images_one_is_named(tmp_path, capsys):
+    """The path that was looked for; and a root that is no folder costs no build."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "set"
+    rows.write_text(
+        "".join(f'{{"image": "img/{n}.png", "prompt": "what?", "chosen": "a", "rejected": "b"}}\n' for n in "01")
+    )
+    argv = ["build", f"--dataset={rows}", f"--output={out}", "--grounder=none"]
+    assert main([*argv, f"--image-root={tmp_path / 'img'}"]) == 1 and not out.exists()
+    assert "must be a folder, and is not there" in capsys.readouterr().err
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert f"the first: row 0, field 'images': 'img/0.png' is not a file in '{tmp_path}'; see --image-root" in said
 
 
 def test_the_table_fits_a_terminal(capsys, monkeypatch):

@@ -185,6 +185,14 @@ def test_a_data_set_of_the_hub_has_its_own_folder_of_the_cache(home):
 def test_the_root_that_is_given_is_the_only_one(folder, home, tmp_path):
     assert image_roots(str(folder), home) == image_roots("user/own", home) == [home]
     assert image_roots(lines(folder, []), None) == image_roots(str(folder), None) == [folder]
+    archive = tmp_path / "images.zip"
+    archive.write_bytes(b"PK")
+    for root, what in (
+        (archive, "a file; unpack an archive and name its folder"),
+        (tmp_path / "nowhere", "not there"),
+    ):
+        with pytest.raises(ValueError, match=f"--image-root '{root}' must be a folder, and is {what}"):
+            image_roots(str(folder), root)
 
 
 def test_the_command_reads_no_cache(folder, home, tmp_path, capsys):

@@ -16,6 +16,7 @@ from safetensors.numpy import load, save_file
 from stand_in_hub import BAD, READS, WRITES, StandInHub
 from transformers.trainer_utils import HubStrategy
 
+from mfpo_trl.hub import push_checkpoint
 from mfpo_trl.hub import upload as hub_module
 
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "max_steps": 2}
@@ -343,6 +344,7 @@ def trained(folder: Path) -> None:
             trainer.create_model_card(dataset_name="user/pairs")
             lost(trainer)
             assert hub_module.push_trained(trainer) == f"{os.environ['HF_ENDPOINT']}/user/{name}"
+            assert not (folder / "lora" / ".pushing").exists()
         loaded = AutoModelForImageTextToText.from_pretrained(f"user/{name}", dtype=torch.float32, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(f"user/{name}")
         assert processor.chat_template == trainer.processing_class.chat_template
@@ -405,6 +407,12 @@ def lost(trainer) -> None:
 
     waits, hub_module.WAITS = hub_module.WAITS, (0.01,)
     ask("faults", {"commit": -1})
+    # What a checkpoint's push has kept goes once a later push has arrived.
+    trainer.args.hub_strategy = HubStrategy.EVERY_SAVE
+    push_checkpoint(trainer, trainer.args.output_dir)
+    trainer.push_in_progress.wait_until_done()
+    trainer.args.hub_strategy = HubStrategy.END
+    assert (Path(trainer.args.output_dir) / ".pushing" / "adapter_model.safetensors").exists()
     with pytest.raises(hub_module.PushError, match="the connection to the Hub was lost.* mfpo push .*/lora user/lora"):
         hub_module.push_trained(trainer)
     ask("faults", {"commit": 0})

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from mfpo_trl.objective.losses import TERMS, anchor_loss, branches_read, image_loss, masked_mean, modality_balance
+from mfpo_trl.objective import (
+    CHOSEN,
+    CORRUPTED,
+    REJECTED,
+    LogRatios,
+    anchor_loss,
+    image_loss,
+    masked_mean,
+    modality_balance,
+    terms_of,
+)
+from mfpo_trl.objective.terms import TERMS, anchor_term, branches_read
 
 
 def tensor(*values):
@@ -43,21 +54,23 @@ def test_gradients_of_the_image_term():
 @pytest.mark.parametrize(
     ("text", "image", "anchor", "expected"),
     [
-        (1, 0, 0, ("chosen", "rejected")),
-        (0, 1, 0, ("chosen", "corrupted")),
-        (0, 0, 1, ("chosen",)),
-        (1, 0, 1, ("chosen", "rejected")),
-        (1, 1, 1, ("chosen", "rejected", "corrupted")),
+        (1, 0, 0, (CHOSEN, REJECTED)),
+        (0, 1, 0, (CHOSEN, CORRUPTED)),
+        (0, 0, 1, (CHOSEN,)),
+        (1, 0, 1, (CHOSEN, REJECTED)),
+        (1, 1, 1, (CHOSEN, REJECTED, CORRUPTED)),
     ],
 )
 def test_only_the_branches_that_are_read(text, image, anchor, expected):
-    assert branches_read({"text": text, "image": image, "anchor": anchor}) == expected
+    weights = {"text": text, "image": image, "anchor": anchor}
+    assert branches_read(own for own in terms_of("mfpo", None, weights) if own.weight) == expected
 
 
 def test_term_table_reads_what_its_functions_use():
-    ratios = {"chosen": tensor(3), "corrupted": tensor(1)}
-    torch.testing.assert_close(TERMS["image"].loss(ratios, 0.5, 9.0), image_loss(tensor(3), tensor(1), 0.5))
-    torch.testing.assert_close(TERMS["anchor"].loss(ratios, 0.5, 9.0), anchor_loss(tensor(3), 0.5, 9.0))
+    """The reference's log-probabilities are 1, so that the log-ratios are 3 and 1."""
+    ratios = LogRatios({CHOSEN: tensor(4), CORRUPTED: tensor(2)}, {CHOSEN: tensor(1), CORRUPTED: tensor(1)})
+    torch.testing.assert_close(TERMS["image"].loss(ratios, 0.5), image_loss(tensor(3), tensor(1), 0.5))
+    torch.testing.assert_close(anchor_term(9.0).loss(ratios, 0.5), anchor_loss(tensor(3), 0.5, 9.0))
 
 
 def test_masked_mean_divides_by_all_rows():

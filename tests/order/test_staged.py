@@ -183,6 +183,24 @@ def test_a_reference_that_is_gone_is_named(tmp_path, monkeypatch):
             )
 
 
+def test_a_reference_of_another_training_is_refused(tmp_path):
+    """Which a folder holds whose new training saves nothing where a stage ends."""
+
+    class BestAtFour(Recording):
+        def _determine_best_metric(self, metrics, trial):
+            return self.state.global_step == 4
+
+    settings = {"curriculum_reference": "stage", "save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"metric_for_best_model": "mean_token_accuracy", "evaluate": True, "kind": BestAtFour}
+    trainer_of(tmp_path, curriculum_reference="stage", save_strategy="steps", save_steps=4, max_steps=4).train()
+    stage = tmp_path / "_checkpoint-stage-1"
+    earlier = (stage / "trainer_state.json").read_text()
+    trainer_of(tmp_path, max_steps=4, **settings).train()
+    assert (stage / "trainer_state.json").read_text() == earlier
+    with pytest.raises(ValueError, match="_checkpoint-stage-1 is that of another training than .*checkpoint-4"):
+        trainer_of(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
 def test_the_policy_becomes_no_shards_reference(tmp_path):
     trainer = trainer_of(tmp_path, lora=True, curriculum="none")
     trainer.is_deepspeed_enabled = True

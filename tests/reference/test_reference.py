@@ -260,11 +260,11 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, data, monkeypatch):
     monkeypatch.setattr(reference_cache, "PART", 2)
     scored, whole = [], reference.score_reference
 
-    def dies(trainer, batch, model):
+    def dies(trainer, batch, model, columns):
         scored.append(len(batch["pairs"]))
         if len(scored) == 3:
             raise KeyboardInterrupt
-        return whole(trainer, batch, model)
+        return whole(trainer, batch, model, columns)
 
     monkeypatch.setattr(reference, "score_reference", dies)
     settings = {"precompute_ref_batch_size": 2}

@@ -104,6 +104,27 @@ COLUMNS_OF_TRL = {
 }
 
 
+@pytest.mark.parametrize("fields", [[], ["--dataset_streaming"]], ids=["stored", "streamed"])
+@pytest.mark.parametrize("value", ["a.png", ["a.png"]], ids=["path", "list"])
+def test_a_column_of_paths_that_nobody_reads(value, fields, tmp_path):
+    """Names of files that are there; any other text is a text."""
+    path = write(tmp_path / "rows.jsonl", [{**TEXTS, "picture": value}])
+    assert len(rows(path, *fields)) == 1
+    tiny.picture(0).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"column 'picture' names files of images \('a.png'\), and no image is read"):
+        rows(path, *fields)
+
+
+def test_a_folder_of_images_alone(tmp_path):
+    """What `datasets` makes of pictures beside a file of rows."""
+    (tmp_path / "img").mkdir()
+    for n in range(3):
+        tiny.picture(n).save(tmp_path / "img" / f"{n}.png")
+    write(tmp_path / "rows.jsonl", [{**TEXTS, "image": "img/0.png"}])
+    with pytest.raises(ValueError, match="holds images alone.*name that file in place of the folder"):
+        rows(tmp_path)
+
+
 @pytest.mark.parametrize("name", COLUMNS_OF_TRL)
 def test_rows_of_trl_stay_what_they_are(name, tmp_path):
     """Whatever columns of other conventions they have beside their own."""

@@ -123,6 +123,7 @@ def test_a_build_has_options_of_its_own(elsewhere, capsys):
 
 def test_the_list_says_what_each_is(elsewhere, capsys):
     status, printed, _ = run(capsys)
+    assert run(capsys, "list") == (0, printed, "")
     lines = dict(line.split(maxsplit=1) for line in printed.splitlines() if line.startswith("  "))
     assert status == 0 and set(lines) == set(shipped_files())
     # What to train comes before how to launch it.

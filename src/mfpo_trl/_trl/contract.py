@@ -28,8 +28,8 @@ CONTRACT = {
     "prediction_step": "model inputs prediction_loss_only ignore_keys",
     "_save": "output_dir state_dict",
     "_push_from_checkpoint": "checkpoint_folder",
-    "push_to_hub": "commit_message blocking token revision private",
-    "init_hf_repo": "token private",
+    "push_to_hub": "commit_message blocking token revision",
+    "init_hf_repo": "token",
 }
 """Every method of DPOTrainer that is called or overridden beyond its documented use, with its first parameters."""
 

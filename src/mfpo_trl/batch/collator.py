@@ -20,15 +20,16 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 from .._trl import NumberedRows
 from ..config import MFPOConfig
 from ..images import AUTO, DispreferredImages, check_rejected_images
-from ..objective import BRANCHES, CLIPPED
+from ..objective import BRANCHES, CLIPPED, COLUMN, NO_IMAGE, BranchName, branch_of, columns_of
 from ..rows import (
-    IMAGE_COLUMNS,
     REFERENCE,
     checked_texts,
+    dispreferred_column,
     enlarged,
     has_images,
     image_tokens,
     load_images,
+    plural_of,
     row_error,
     row_name,
     rows_with_images,
@@ -53,17 +54,19 @@ class MFPOCollator:
 
     Args:
         processor: of the model; its tokenizer must have a padding token.
-        branches: what has to be scored, out of `chosen`, `rejected`, `corrupted` (`MFPOConfig.branches`).
+        branches: what has to be scored (`MFPOConfig.branches`), each as (image variant, answer) or by a short name out of
+            `chosen`, `rejected`, `corrupted` (`mfpo_trl.objective.names`).
         dispreferred: makes the dispreferred images.
         max_length: rows are cut to this many tokens; None cuts nothing.
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         add_eos: end every completion with the end-of-sequence token unless the chat template has closed it.
+        columns: of the rows, whose numbers terms read.
         layout: `flat`, or, where branches share their image and prompt, `packed rows` or a `packed row` for them all
             (`mfpo_trl.batch.packing`). A branch that several rows of the data have in common is then scored once.
 
     A call takes a list of B rows and returns a dict of tensors: what the model reads (`input_ids`, `attention_mask`,
-    `labels`, (R, T), and the processor's image tensors), and the tables `pairs` (B, 3) and `branches` (N, 3) that
-    `mfpo_trl.objective.branches` describes. One row a branch: the chosen ones, then the rejected, then the corrupted.
+    `labels`, (R, T), and the processor's image tensors), and the tables `pairs` (B, K) and `branches` (N, 3) that
+    `mfpo_trl.objective.branches` describes. One row a branch: the chosen ones, then the rejected, then the corrupted, then the others.
 
     ```python
     >>> batch = MFPOCollator(processor)([row, row])
@@ -84,25 +87,30 @@ class MFPOCollator:
     """
 
     processor: ProcessorMixin
-    branches: Sequence[str] = BRANCHES
+    branches: Sequence[BranchName] = BRANCHES
     dispreferred: DispreferredImages = field(default_factory=DispreferredImages)
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     add_eos: bool = True
     layout: str = FLAT
+    columns: Sequence[str] = ()
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self):
-        for name, given, known in (("branches", self.branches, BRANCHES), ("layout", [self.layout], LAYOUTS)):
-            if unknown := [one for one in given if one not in known]:
-                raise ValueError(f"{name} of the collator: {unknown[0]!r} is unknown; expected {', '.join(known)}")
+        try:
+            self.branches = tuple(map(branch_of, self.branches))
+        except ValueError as error:
+            raise ValueError(f"branches of the collator: {error}") from None
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout of the collator: {self.layout!r} is unknown; expected {', '.join(LAYOUTS)}")
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         samples = [self.encode(example) for example in examples]
         laid: list[Branch] = []
         known: dict[Any, int] = {}
-        pairs = torch.full((len(samples), len(BRANCHES)), -1)
-        for column, name in enumerate(BRANCHES):
+        branches = columns_of(self.branches)
+        pairs = torch.full((len(samples), len(branches)), -1)
+        for column, name in enumerate(branches):
             for position, sample in enumerate(samples):
                 if name in sample:
                     branch = sample[name]
@@ -116,28 +124,60 @@ class MFPOCollator:
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
             rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
+        for own in self.columns:
+            rows[COLUMN.format(own)] = torch.tensor([_number(example, own) for example in examples])
         return {"pairs": pairs, **rows}
 
-    def encode(self, example: Mapping[str, Any]) -> dict[str, Branch]:
+    def encode(self, example: Mapping[str, Any]) -> dict[BranchName, Branch]:
         """One row -> the branches that it takes part in.
 
         Raises:
             RowError: the row cannot be used; names the row and the field.
         """
-        texts = checked_texts(example, image_tokens(self.processor))
+        for column in self.columns:
+            _number(example, column)
+        answers = self.answers
+        texts = checked_texts(example, image_tokens(self.processor), answers[2:])
         if same_answer(example):
             self._say("equal", f"{row_name(example)}: 'chosen' equals 'rejected'; its text term teaches nothing.")
         example = _with_remote_files(example)
         images = load_images(example, "image") or []
         check_rejected_images(example, len(images))
-        prompt, chosen, rejected = self._templated(example, texts, images)
-        completions = {name: self._completion_ids(text) for name, text in (("chosen", chosen), ("rejected", rejected))}
-        clean = self._encode_prompt(example, "prompt", prompt, images)
-        sample = {name: Branch(clean, completions[name]) for name in ("chosen", "rejected") if name in self.branches}
-        if images and "corrupted" in self.branches:
-            variant = self._encode_prompt(example, "rejected_images", prompt, self.dispreferred(example, images))
-            sample["corrupted"] = Branch(variant, completions["chosen"])
+        written = self._templated(example, texts, images, answers)
+        completions = {name: self._completion_ids(written[name]) for name in answers}
+        prompts: dict[str, EncodedPrompt] = {}
+        sample = {}
+        for branch in self.branches:
+            if branch.image != "image" and not images:
+                continue
+            if branch.image not in prompts:
+                prompts[branch.image] = self._prompt_of(branch, example, written["prompt"], texts, images)
+            sample[branch] = Branch(prompts[branch.image], completions[branch.answer])
         return sample
+
+    def _prompt_of(
+        self, branch: BranchName, example: Mapping[str, Any], prompt: str, texts: dict, images: list[Image.Image]
+    ) -> EncodedPrompt:
+        if branch.image == "image":
+            return self._encode_prompt(example, "prompt", prompt, images)
+        if branch.image == NO_IMAGE:
+            return self._encode_prompt(example, "prompt", self._without_image(example, texts), [])
+        field = plural_of(dispreferred_column(branch.variant))
+        return self._encode_prompt(example, field, prompt, self.dispreferred(example, images, branch.variant))
+
+    def _without_image(self, example: Mapping[str, Any], texts: dict) -> str:
+        """The prompt as a text: without its images, and a plain one without their placeholders."""
+        if is_conversational(texts):
+            return self._templated(example, texts, [], ("chosen", "rejected"))["prompt"]
+        prompt = texts["prompt"]
+        for token in image_tokens(self.processor):
+            prompt = prompt.replace(f"{token}\n", "").replace(token, "")
+        return prompt
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns of the answers that are read."""
+        return tuple(dict.fromkeys(["chosen", "rejected", *(branch.answer for branch in self.branches)]))
 
     def _say(self, subject: str, message: str) -> None:
         """Warn of a subject once in this process."""
@@ -155,10 +195,12 @@ class MFPOCollator:
             self._say("cut", f"max_length={self.max_length} {problem}")
         return torch.tensor(cut)
 
-    def _templated(self, example: Mapping[str, Any], texts: dict, images: list[Image.Image]) -> tuple[str, str, str]:
-        """The prompt, chosen and rejected response as the model reads them."""
+    def _templated(
+        self, example: Mapping[str, Any], texts: dict, images: list[Image.Image], answers: Sequence[str]
+    ) -> dict[str, str]:
+        """The prompt and the answers as the model reads them, by their names."""
         if not is_conversational(texts):
-            return texts["prompt"], texts["chosen"], texts["rejected"]
+            return {name: texts[name] for name in ("prompt", *answers)}
         tools = example.get("tools")
         try:
             messages = {"prompt": prepare_multimodal_messages(texts["prompt"], images=images)}
@@ -167,9 +209,13 @@ class MFPOCollator:
                 messages["chat_template_kwargs"] = example["chat_template_kwargs"]
             tools = json.loads(tools) if isinstance(tools, str) else tools
             written = apply_chat_template(messages, self.processor, tools=tools)
+            for name in answers[2:]:
+                # TRL's knows two answers.
+                own = {**messages, "chosen": prepare_multimodal_messages(texts[name])}
+                written[name] = apply_chat_template(own, self.processor, tools=tools)["chosen"]
         except Exception as error:
             raise row_error(example, "prompt", f"the chat template cannot write it: {error}") from error
-        return written["prompt"], written["chosen"], written["rejected"]
+        return written
 
     def _completion_ids(self, text: str) -> list[int]:
         tokenizer = self.processor.tokenizer
@@ -238,12 +284,21 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
     return MFPOCollator(
         processor=processor,
         branches=args.branches,
+        columns=tuple(dict.fromkeys(name for own in args.terms for name in own.term.columns)),
         dispreferred=dispreferred,
         max_length=args.max_length,
         pad_to_multiple_of=args.pad_to_multiple_of,
         add_eos=args.add_eos,
         layout=layout,
     )
+
+
+def _number(example: Mapping[str, Any], name: str) -> float:
+    value = example.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        found = "is missing" if value is None else f"is {str(value)[:40]!r}"
+        raise row_error(example, name, f"{found}; the objective needs a number in every row")
+    return float(value)
 
 
 class _Donors:
@@ -276,7 +331,7 @@ def _with_remote_files(example: Mapping[str, Any]) -> Mapping[str, Any]:
                 raise row_error(example, field, f"{value['path']} cannot be read: {error}") from error
         return value
 
-    fields = [field for field in IMAGE_COLUMNS if example.get(field) is not None]
+    fields = [name for name in example if name.startswith(("image", "rejected_image")) and example[name] is not None]
     return {**example, **{field: fetched(field, example[field]) for field in fields}}
 
 

@@ -14,6 +14,7 @@ Shapes: N branches, R rows, T tokens of a row, L labels, A axes of a position.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -83,10 +84,12 @@ def attend_by_group(
     """Attention over one packed row, group by group and without a mask of the whole row.
 
     A prompt attends to itself causally, and all branches of a group to that group in one call: nothing is computed
-    between groups, nor from a prompt to its branches.
+    between groups, nor from a prompt to its branches. Every group costs launches in every layer, so that what is not
+    attention itself is done once for all groups (`benchmarks/launches.py` counts).
 
     Args:
-        attend: (query, key, value, mask) -> (1, T', heads, D); a mask of None is a causal one, else (1, 1, T', S) bool.
+        attend: (query, key, value, mask) -> (1, T', heads, D); a mask of None is a causal one, else it is added to the
+            scores, (1, 1, T', S) in the type of the queries.
         table: the spans of the row, whose groups follow each other from its beginning.
         query, key, value: (1, heads, T, D).
 
@@ -98,32 +101,80 @@ def attend_by_group(
     padding = query.size(2) - sum(map(sum, sizes))
     # Split, not sliced: the gradient of a slice is a tensor as large as what it was cut from.
     queries = query.split([*(length for size in sizes for length in size), padding], dim=2)
-    keys, values = (tensor.split([*map(sum, sizes), padding], dim=2) for tensor in (key, value))
+    index = _prompts_index(tuple(sizes), query.device)
+    keys, values = (
+        _PromptsAndGroups.apply(tensor, sizes, padding, index)  # type: ignore[no-untyped-call]
+        for tensor in (key, value)
+    )
     parts = []
     for number, (group, (prefix, _)) in enumerate(zip(grouped, sizes, strict=True)):
-        key, value = keys[number], values[number]
         if prefix:
-            parts.append(attend(queries[2 * number], key[:, :, :prefix], value[:, :, :prefix], None))
-        parts.append(attend(queries[2 * number + 1], key, value, _branches_mask(tuple(group), query.device)))
+            parts.append(attend(queries[2 * number], keys[2 * number], values[2 * number], None))
+        mask = _branches_mask(tuple(group), query.device, query.dtype)
+        parts.append(attend(queries[2 * number + 1], keys[2 * number + 1], values[2 * number + 1], mask))
     if padding:
         parts.append(parts[-1].new_zeros(1, padding, *parts[-1].shape[2:]))
     return torch.cat(parts, dim=1)
 
 
+class _PromptsAndGroups(torch.autograd.Function):
+    """Keys or values of each prompt and of each whole group, in turn, as parts of the same memory.
+
+    Autograd alone would fill and add a tensor for each of them: here the gradients of all groups are put one behind the
+    other, and those of all prompts are added in one go.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: Sequence[tuple[int, int]], padding: int, index: Tensor) -> Any:
+        ctx.padding, ctx.index = padding, index
+        parts, at = [], 0
+        for prefix, rest in sizes:
+            parts += [tensor.narrow(2, at, prefix), tensor.narrow(2, at, prefix + rest)]
+            at += prefix + rest
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        parts = [*gradients[1::2]]
+        if ctx.padding:
+            parts.append(parts[0].new_zeros(*parts[0].shape[:2], ctx.padding, parts[0].shape[3]))
+        whole = torch.cat(parts, dim=2)
+        if len(ctx.index):
+            whole.index_add_(2, ctx.index, torch.cat(gradients[0::2], dim=2))
+        return whole, None, None, None
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _branches_mask(group: tuple[Span, ...], device: torch.device) -> Tensor:
-    """What the branches of a group see of their group, (1, 1, labels of the group, tokens of the group) bool; kept, because
-    every layer of a model asks for the same one."""
+def _prompts_index(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """The places of all prompts' tokens in their row, (tokens,); kept as the masks are."""
+    starts = [0, *accumulate(map(sum, sizes))]
+    places = [range(start, start + prefix) for start, (prefix, _) in zip(starts, sizes, strict=False)]
+    return torch.tensor([*chain(*places)], device=device)
+
+
+MASK_ALIGNMENT = 16
+"""Entries to which CUDA's attention kernels want the rows of a mask aligned; others are copied in each call."""
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _branches_mask(group: tuple[Span, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What the branches of a group see of their group, (1, 1, labels of the group, tokens of the group): 0 where a token is
+    seen, minus infinity elsewhere, as PyTorch would make it of a bool mask in each call; kept, because every layer of a
+    model asks for the same one."""
     first, prefix = group[0][3], group[0][4]
     total = sum(span[2] for span in group)
-    mask = torch.zeros(total, prefix + total, dtype=torch.bool, device=device)
-    mask[:, :prefix] = True
+    seen = torch.zeros(total, prefix + total, dtype=torch.bool)
+    seen[:, :prefix] = True
     for _, start, length, _, _ in group:
         at = start - first - prefix
-        triangle = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        mask[at : at + length, prefix + at : prefix + at + length] = triangle
-    return mask[None, None]
+        triangle = torch.ones(length, length, dtype=torch.bool).tril()
+        seen[at : at + length, prefix + at : prefix + at + length] = triangle
+    width = -(-seen.size(1) // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    mask = torch.zeros(total, width, dtype=dtype)
+    mask[:, : seen.size(1)].masked_fill_(~seen, float("-inf"))
+    return mask.to(device)[None, None, :, : seen.size(1)]
 
 
 def multi_axis_positions(

@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ..images import AUTO, NO_CORRUPTION
+from ..objective import PRESETS
+from ..objective.terms import Weighted
 from .curves import write_curves
 from .dispreferred import describe_corruption, used_in
 from .facts import describe_training, describe_versions
@@ -25,6 +27,9 @@ CURVES_IN_WORDS = (
 
 NO_LICENCE = "None was named. Those of the base model and of the data set may limit what this model may be used for."
 
+LINES = ("text", "image", "anchor")
+"""Terms that have a line on every card."""
+
 TEXT = """\
 # {model_name}
 
@@ -37,8 +42,8 @@ TEXT = """\
 | text (DPO, `{loss_type}`) | {text} | {text_formula} |
 | image | {image} | `-log sigma(beta * [r(y_w given m) - r(y_w given m')])` |
 | anchor | {anchor} | `-log sigma(beta * r(y_w given m) - {margin})` |
-
-`beta` is {beta} in the text term and {image_beta} in the image and anchor terms; `r` is the log-probability under the
+{others}
+`beta` is {beta} in the text term and {image_beta} in the {which} terms; `r` is the log-probability under the
 policy minus that under the reference, summed over the response. The end of an answer is {eos}.
 
 ## Dispreferred images
@@ -149,7 +154,9 @@ def card_text(
         data=describe_dataset(training.train_dataset, dataset_name),
         badges=badges,
         own=own,
-        method=method_name(training.term_weights, {AUTO} if made is None else {own.corruption for own, _ in made}),
+        method=method_name(
+            training.term_weights, {AUTO} if made is None else {own.corruption for own, _ in made}, args.objective
+        ),
         loss_type=", ".join(training.loss_types),
         # What was trained with, which is less than what was asked for where the data has no image.
         text=training.term_weights.get("text", 0),
@@ -161,6 +168,8 @@ def card_text(
         image=training.term_weights.get("image", 0),
         anchor=training.term_weights.get("anchor", 0),
         margin=args.anchor_margin,
+        others=other_terms(training.terms),
+        which="image and anchor" if set(training.term_weights) <= set(LINES) else "other",
         beta=args.beta,
         image_beta=training.image_beta,
         eos="always scored" if args.add_eos else "scored only where the chat template writes it",
@@ -185,9 +194,30 @@ def _licence(tags: Sequence[str] | None) -> str | None:
     return named[0] if named else None
 
 
-def method_name(term_weights: Mapping[str, float], corruptions: Set[str]) -> str:
-    """What the literature calls these terms with these corruptions."""
+def other_terms(terms: Sequence[Weighted]) -> str:
+    """Lines of the table for terms beside the three, with their betas where they have their own, and their sources."""
+    lines = []
+    for own in terms:
+        if own.term.name not in LINES:
+            beta = f", b = {own.beta:g}" if own.beta is not None else ""
+            formula = own.term.formula.replace("|", " given ").replace("`", "") or "the user's own"
+            source = f" ({plain(own.term.source)})" if own.term.source not in ("", "here") else ""
+            lines.append(f"| `{own.term.name}`{source} | {own.weight:g} | `{formula}`{beta} |\n")
+    return "".join(lines)
+
+
+def method_name(term_weights: Mapping[str, float], corruptions: Set[str], objective: str = "mfpo") -> str:
+    """What the literature calls these terms with these corruptions.
+
+    Args:
+        objective: the preset that was asked for, which gives terms beside text, image and anchor their name.
+    """
     terms = set(term_weights)
+    if not terms <= set(LINES):
+        preset = PRESETS[objective]
+        paper = f" ({preset.paper})" if preset.paper != "here" else ""
+        own = dict(preset.weights) == dict(term_weights)
+        return f"**{objective}**{paper}" if own else f"the terms {', '.join(map(plain, sorted(terms)))}"
     if terms == {"text"}:
         return "**Direct Preference Optimization** (DPO)"
     if "image" not in terms:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerState
 
 from ..config import MFPOConfig
+from ..objective.terms import Weighted
 from ..order import Plan
 
 
@@ -23,8 +24,8 @@ class Training:
         train_dataset, data_collator: what it was trained on, and what made batches of it.
         method: the name of its method, and `title`, `id` and `citation` of that method's paper as far as there are any.
         loss_types: TRL's names of the text term.
-        term_weights: of the terms that were trained.
-        image_beta: of the image and anchor terms.
+        terms: those that were trained.
+        image_beta: of every term but the text term.
         plan, evaluations: of its curriculum, where there is one: the stages, and what was measured at the end of each.
         has_images: whether its rows have images.
         micro_batch_size: rows of a micro-batch of one process.
@@ -39,10 +40,15 @@ class Training:
     data_collator: Any
     method: tuple[str, Mapping[str, str]]
     loss_types: Sequence[str]
-    term_weights: Mapping[str, float]
+    terms: Sequence[Weighted]
     image_beta: float
     plan: Plan | None
     evaluations: Sequence[Mapping[str, float]]
     has_images: bool
     micro_batch_size: int
     is_deepspeed_enabled: bool
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term, by its name."""
+        return {own.term.name: own.weight for own in self.terms}

@@ -43,7 +43,7 @@ def columns(dataset: Any) -> Finding:
 
 def recipes(dataset: Any, training: MFPOConfig) -> list[Finding]:
     """How dispreferred images are made, over all rows: by which recipes, and whether `training` overrules those of the rows."""
-    if "corrupted" not in training.branches:
+    if not any(branch.variant for branch in training.branches):
         return []
     images = DispreferredImages.of(training)
     used = used_recipes(images, dataset)
@@ -77,7 +77,7 @@ def findings(
     if good and tokens:
         found += [_lengths(good, training.max_length, context), _ends(good, training.add_eos, training.max_length)]
     if good:
-        found += [_answers(good, training.text_loss_weight), *_images(good, training)]
+        found += [_answers(good, training.term_weights.get("text", 0.0)), *_images(good, training)]
     return found
 
 
@@ -182,11 +182,11 @@ def _images(looks: Sequence[Look], training: MFPOConfig) -> list[Finding]:
     shown = [look for look in looks if look.images]
     without = len(looks) - len(shown)
     details: dict[str, Any] = {"with_images": len(shown), "without_images": without}
-    if "corrupted" not in training.branches:
+    if not any(branch.variant for branch in training.branches):
         value = "none are made: the image term has no weight"
         return [Finding("rejected images", OK, value, details=details)]
     if not shown:
-        alone = not (training.text_loss_weight or training.anchor_loss_weight)
+        alone = not ({"text", "anchor"} & set(training.term_weights))
         rest = "" if alone else ", the others are trained"
         value = f"no row has an image: the image term has nothing to read{rest}"
         advice = "set image_loss_weight: 0, or use rows with images"

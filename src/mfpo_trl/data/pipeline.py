@@ -133,7 +133,7 @@ class Pipeline:
         device: of the models; None takes a GPU where there is one.
 
     Raises:
-        ValueError: the data set cannot be read, has no rows, or is of no known source.
+        ValueError: the data set cannot be read, has no rows, or is of no known source; or `image_root` is no folder.
     """
 
     def __init__(self, options: BuildOptions, device: str | None = None):
@@ -144,6 +144,7 @@ class Pipeline:
             raise ValueError(f"the data set {options.dataset!r} has no rows")
         columns = self._columns()
         self.source = recognise(columns) if options.source == "auto" else options.source
+        self.roots = image_roots(options.dataset, options.image_root)
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
         self.features = features(options.materialize or bool(brings))
@@ -221,7 +222,7 @@ class Pipeline:
 
     def _batch(self, numbers: range, report: PartReport) -> list[Row]:
         with report.timed("reading"):
-            read = Read(self.source, image_roots(self.options.dataset, self.options.image_root))
+            read = Read(self.source, self.roots)
             rows = []
             for number, raw in zip(numbers, self.rows.read(numbers), strict=True):
                 found = read(raw, number)

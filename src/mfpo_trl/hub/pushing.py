@@ -12,7 +12,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..config import MFPOConfig
-from .upload import MODEL_FILES, PushError, files_to_push, push_trained
+from .files import MODEL_FILES, files_to_push
+from .upload import COPIED, PushError, push_trained
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -60,7 +61,8 @@ def push_model(
     args = trainer.args
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     if trainer.hub_model_id is None:
-        trainer.init_hf_repo(token=token, private=private)
+        # transformers up to 5.19 knows no such argument here and reads `hub_private_repo` alone.
+        trainer.init_hf_repo(token=token, **({} if private is None else {"private": private}))
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return None
@@ -96,8 +98,6 @@ def push_checkpoint(trainer: "Trainer", folder: str) -> None:
             push_trained(trainer, f"Training in progress, step {step}", folder=copied)
         except (PushError, ValueError, OSError) as error:
             logger.warning("The checkpoint of step %d was not pushed: %s", step, error)
-        else:
-            shutil.rmtree(copied)
 
     trainer.push_in_progress = PushInProgress([_in_background(push)])
 
@@ -105,7 +105,7 @@ def push_checkpoint(trainer: "Trainer", folder: str) -> None:
 def _copy(checkpoint: Path, output: Path) -> Path:
     """What is pushed of a checkpoint, in a folder that nothing writes to meanwhile: the output folder gets the next card and the trained
     weights, and a limit of checkpoints removes this one."""
-    folder = output / ".pushing"
+    folder = output / COPIED
     shutil.rmtree(folder, ignore_errors=True)
     # An adapter's checkpoint has a card of PEFT's, which is empty but for the base model, and names that by its path.
     weights = set(files_to_push(checkpoint, MODEL_FILES)) - {"README.md"}

@@ -3,6 +3,7 @@
 import glob
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ WAITS = (1.0, 2.0, 4.0)
 
 PASSING = (408, 429, 500, 502, 503, 504)
 """Status codes that a later try may not meet."""
+
+
+COPIED = ".pushing"
+"""What is pushed of a checkpoint, in the output folder; it stays where its push fails, until a later one arrives."""
 
 
 class PushError(RuntimeError):
@@ -179,7 +184,7 @@ def push_trained(
     if not trainer.is_world_process_zero():
         return None
     args = trainer.args
-    return push(
+    url = push(
         folder or args.output_dir,
         trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name,
         private=bool(args.hub_private_repo if private is None else private),
@@ -187,6 +192,8 @@ def push_trained(
         revision=revision or args.hub_revision,
         commit_message=commit_message,
     )
+    shutil.rmtree(Path(args.output_dir, COPIED), ignore_errors=True)
+    return url
 
 
 def _upload(

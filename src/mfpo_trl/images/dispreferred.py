@@ -8,7 +8,17 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..rows import RECIPE, image_list, load_images, row_digest, row_error, row_generator, without_none
+from ..rows import (
+    RECIPE,
+    dispreferred_column,
+    image_list,
+    load_images,
+    plural_of,
+    row_digest,
+    row_error,
+    row_generator,
+    without_none,
+)
 from .corruptions import NO_CORRUPTION, check_corruption, corrupt, corruption_defaults
 from .regions import random_region, region_mask, regions_per_image
 
@@ -199,12 +209,14 @@ class DispreferredImages:
             used.seed,
         )
 
-    def __call__(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[Image.Image]:
+    def __call__(self, row: Mapping[str, Any], images: Sequence[Image.Image], variant: int = 1) -> list[Image.Image]:
         """The row's dispreferred images: its own `rejected_images`, else corrupted copies of `images`.
 
         Args:
             row: a preference row; `prompt`, `rejected_images` and `key_regions` are read.
             images: its images in RGB, as `rows.load_images` returns them.
+            variant: which of several, from 1: those of `rejected_images_2`, `_3`, …, or made with other randomness and with the option
+                of that number where an option is a list.
 
         Returns:
             As many RGB images; made ones have the size of the originals.
@@ -212,17 +224,20 @@ class DispreferredImages:
         Raises:
             ValueError: `rejected_images` of another length, a region that is no region, no region where one is needed.
         """
-        check_rejected_images(row, len(images))
-        given = load_images(row, "rejected_image")
+        check_rejected_images(row, len(images), variant)
+        given = load_images(row, dispreferred_column(variant))
         if given is not None:
             return given
         recipe = self.recipe(row)
         if recipe.corruption == NO_CORRUPTION:
             whose = "the row's recipe says" if self.corruption == AUTO else "corruption="
-            raise row_error(row, "rejected_images", f"is missing, and {whose}'none' makes none")
+            field = plural_of(dispreferred_column(variant))
+            raise row_error(row, field, f"is missing, and {whose}'none' makes none")
         digest = row_digest(row.get("prompt"), images)
+        if variant > 1:
+            digest += variant.to_bytes(2, "big")
         masks = self._masks(row, images, recipe, digest)
-        return [self._corrupted(row, image, masks[n], recipe, digest, n) for n, image in enumerate(images)]
+        return [self._corrupted(row, image, masks[n], recipe, digest, n, variant) for n, image in enumerate(images)]
 
     def masks(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[np.ndarray]:
         """Where each image is corrupted, one (H, W) bool mask an image.
@@ -269,10 +284,16 @@ class DispreferredImages:
         recipe: Recipe,
         digest: bytes,
         position: int,
+        variant: int,
     ) -> Image.Image:
         rng = row_generator(digest, recipe.seed, recipe.corruption, position)
         pixels = np.asarray(image)
         kwargs = dict(recipe.kwargs)
+        if recipe.corruption == "mask" and isinstance(kwargs.get("share"), Sequence):
+            if variant > len(kwargs["share"]):
+                problem = f"image {variant} of a row is asked for, and 'share' of the mask has {len(kwargs['share'])} numbers"
+                raise row_error(row, RECIPE, problem)
+            kwargs["share"] = kwargs["share"][variant - 1]
         if recipe.corruption == "diffusion" and self.resolution is not None:
             kwargs.setdefault("resolution", self.resolution(image.height, image.width))
         if recipe.corruption == "swap":
@@ -292,13 +313,14 @@ class DispreferredImages:
         raise row_error(row, "images", f"no other image to swap in was found in {step + 1} rows")
 
 
-def check_rejected_images(row: Mapping[str, Any], images: int) -> None:
+def check_rejected_images(row: Mapping[str, Any], images: int, variant: int = 1) -> None:
     """Refuse a row that brings dispreferred images, but not one for each of its images.
 
     Raises:
         RowError: names the row and the field.
     """
-    given = image_list(row, "rejected_image")
+    column = dispreferred_column(variant)
+    given = image_list(row, column)
     if given is not None and len(given) != images:
-        field = "rejected_image" if row.get("rejected_image") is not None else "rejected_images"
+        field = column if row.get(column) is not None else plural_of(column)
         raise row_error(row, field, f"holds {len(given)} image(s) for the {images} of 'images'; give one for each")

@@ -69,7 +69,7 @@ def check_recipes(args: Any, datasets: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a row whose recipe is none, or does not take the options that `args` ask for.
     """
-    if "corrupted" not in args.branches:
+    if not any(branch.variant for branch in args.branches):
         return
     images = DispreferredImages.of(args)
     lines = [line for name, dataset in datasets.items() if (line := overruled(images, name, dataset))]

@@ -1,11 +1,12 @@
 """What is scored and where it lies in a batch.
 
-A *branch* is one (image variant, response) pair. The collator lays branches out in rows of tokens, and two tables travel
+A *branch* is one (image variant, answer) pair (`mfpo_trl.objective.names`). The collator lays branches out in rows of tokens, and two tables travel
 with the batch so that everything behind the forward is the same code for every layout:
 
 - `branches`, (N, 3): row, start and length of each branch's labels. `start` counts in label positions: position `t` of a
   row is the model's prediction of the token that follows token `t`.
-- `pairs`, (B, 3): for each sample the index of its chosen, rejected and corrupted branch, -1 where there is none.
+- `pairs`, (B, K): for each sample the index of each of its branches, -1 where there is none. The first three columns are
+  (m, y_w), (m, y_l) and (m', y_w), the others those that the terms read beside them, in their order (`names.columns_of`).
 
 Shapes: B samples, N branches, R rows, T tokens of a row, W label positions of a row, C completion tokens.
 """
@@ -16,17 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import BRANCHES, branches_read, reading
+from .names import BRANCHES, CHOSEN, REJECTED, BranchName, branch_of
+from .terms import Weighted, branches_read, reading
 
+COLUMN = "column/{}"
+"""Under which a batch holds the numbers of a row's column that terms read, (B,)."""
 TABLE_KEYS = ("pairs", "branches", "ref_rows", "cut")
 IGNORED_LABEL = -100
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Separate what the model reads from the tables: `(model inputs, branches (N, 3), pairs (B, 3))`. A model reads a packed
+    """Separate what the model reads from the tables: `(model inputs, branches (N, 3), pairs (B, K))`. A model reads a packed
     batch by its tables, so both are among its inputs there."""
     kept = ("branches",) if "prefixes" in batch else ()
-    inputs = {key: value for key, value in batch.items() if key not in TABLE_KEYS or key in kept}
+    inputs = {
+        key: value
+        for key, value in batch.items()
+        if (key not in TABLE_KEYS or key in kept) and not key.startswith(COLUMN.format(""))
+    }
     return inputs, batch["branches"], batch["pairs"]
 
 
@@ -65,54 +73,68 @@ def gather_branches(values: Tensor, branches: Tensor) -> Tensor:
     return values[row[:, None], positions].masked_fill(~inside, 0)
 
 
-def of_pairs(per_branch: Tensor, pairs: Tensor, branch: str) -> Tensor:
+def of_pairs(
+    per_branch: Tensor, pairs: Tensor, branch: str | tuple[str, str], columns: Sequence[BranchName] = BRANCHES
+) -> Tensor:
     """The values (N, ...) of one branch for every sample, (B, ...). Samples without it get another branch's value:
-    mask them with `has_branch`."""
-    return per_branch[pairs[:, BRANCHES.index(branch)].clamp(min=0)]
+    mask them with `has_branch`. `columns` says what the columns of `pairs` are."""
+    return per_branch[pairs[:, columns.index(branch_of(branch))].clamp(min=0)]
 
 
-def has_branch(pairs: Tensor, branch: str) -> Tensor:
+def has_branch(pairs: Tensor, branch: str | tuple[str, str], columns: Sequence[BranchName] = BRANCHES) -> Tensor:
     """Which samples have the branch, (B,) bool."""
-    return pairs[:, BRANCHES.index(branch)] >= 0
+    return pairs[:, columns.index(branch_of(branch))] >= 0
 
 
-def check_scored(branches: Sequence[str], weights: Mapping[str, float]) -> None:
-    """Refuse a collator that does not make a branch which a term with weight reads.
+def numbers_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The numbers of rows that terms read, (B,) each, by the names of their columns."""
+    start = COLUMN.format("")
+    return {name.removeprefix(start): value for name, value in batch.items() if name.startswith(start)}
+
+
+def check_scored(branches: Sequence[BranchName], terms: Sequence[Weighted]) -> None:
+    """Refuse a collator that does not make a branch which a term reads.
 
     Args:
         branches: those that it makes.
-        weights: of the terms, by their names.
+        terms: of the objective.
 
     Raises:
         ValueError: names the branch and the terms.
     """
-    for name in branches_read(weights):
-        if name not in branches:
+    read = branches_read(terms)
+    for branch in read:
+        if branch not in branches:
+            said = tuple(map(str, branches)), " and ".join(reading(branch, terms)), tuple(map(str, read))
             raise ValueError(
-                f"the data_collator has branches={tuple(branches)}, and {' and '.join(reading(name, weights))} read "
-                f"{name!r} too; make it with branches={branches_read(weights)}, or set those weights to 0"
+                f"the data_collator has branches={said[0]}, and {said[1]} read '{branch}' too; make it with "
+                f"branches={said[2]}, or set those weights to 0"
             )
 
 
-def check_batch(batch: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+def check_batch(batch: Mapping[str, Tensor], terms: Sequence[Weighted], columns: Sequence[BranchName]) -> None:
     """What must hold of the tables of a batch before terms read them.
 
     Args:
         batch: with `pairs` and `branches`.
-        weights: of the terms, by their names.
+        terms: of the objective.
+        columns: of `pairs`.
 
     Raises:
-        ValueError: a sample without a branch that a term with weight reads. The corrupted one may be missing where a sample has no
+        ValueError: a sample without a branch that a term reads. One of a dispreferred image may be missing where a sample has no
             image; which samples do is not in the tables, so that it is an error where the batch has images and all samples lack it.
     """
     has_images = any(name.startswith(("pixel", "image")) for name in batch)
-    for name in branches_read(weights):
-        there = has_branch(batch["pairs"], name)
-        optional = name == "corrupted" and (not has_images or bool(there.any()))
+    for branch in branches_read(terms):
+        if batch["pairs"].size(1) <= columns.index(branch):
+            there = torch.zeros(len(batch["pairs"]), dtype=torch.bool)
+        else:
+            there = has_branch(batch["pairs"], branch, columns)
+        optional = branch not in (CHOSEN, REJECTED) and (not has_images or bool(there.any()))
         if not optional and not there.all():
             raise ValueError(
-                f"the batch has no {name!r} branch for {int((~there).sum())} of its {len(there)} samples, which "
-                f"{' and '.join(reading(name, weights))} read; have the data_collator make it, or set those weights to 0"
+                f"the batch has no '{branch}' branch for {int((~there).sum())} of its {len(there)} samples, which "
+                f"{' and '.join(reading(branch, terms))} read; have the data_collator make it, or set those weights to 0"
             )
 
 

@@ -7,6 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .branches import has_branch
+from .names import CHOSEN, CORRUPTED
+from .ratios import LogRatios
 
 Counted = dict[str, tuple[float, float]]
 """The sum of a metric over what was counted, and how much was counted, by its name."""
@@ -37,7 +39,7 @@ class Tally:
 
 def batch_metrics(
     losses: Mapping[str, Tensor],
-    logratios: Mapping[str, Tensor],
+    logratios: LogRatios,
     pairs: Tensor,
     beta: float,
     image_beta: float,
@@ -50,8 +52,8 @@ def batch_metrics(
 
     Args:
         losses: scalar loss of each term.
-        logratios: `r` of each branch, (B,) each, in nats.
-        pairs: which sample has which branch, (B, 3).
+        logratios: of the branches.
+        pairs: which sample has which branch, (B, K).
         beta: of the text rewards, used for `rewards/chosen` where TRL's loss, which logs it, has no weight.
         image_beta: of the image rewards.
         attention_mask: of the rows as the model read them, (R, T).
@@ -63,7 +65,8 @@ def batch_metrics(
     Returns:
         `loss/<term>`, counted as `Trainer` counts the loss; `tokens/padding`, counted in tokens; `completions/clipped_ratio`,
         counted in answers; `rewards/image_margins`,
-        `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image.
+        `rewards/image_accuracies` and `rewards/image_rejected`, counted in samples with an image. Rows that accelerate repeats so
+        that every rank has as many batches count each time, as they do in TRL's own metrics, and not in `eval_loss`.
     """
     weight = len(pairs) if micro_batches is None else 1 / micro_batches
     totals = {f"loss/{name}": (weight * value.detach(), weight) for name, value in losses.items()}
@@ -71,11 +74,12 @@ def batch_metrics(
     if cut is not None:
         answers = pairs[:, :2][pairs[:, :2] >= 0]
         totals[CLIPPED] = (cut[answers].sum(), len(answers))
-    if "text" not in losses:
-        totals["rewards/chosen"] = (beta * logratios["chosen"].detach().sum(), len(pairs))
-    if "image" in losses:
-        seen = has_branch(pairs, "corrupted")
-        chosen, rejected = (image_beta * logratios[branch].detach()[seen] for branch in ("chosen", "corrupted"))
+    scored = set(logratios.policy)
+    if "text" not in losses and CHOSEN in scored:
+        totals["rewards/chosen"] = (beta * logratios.chosen.detach().sum(), len(pairs))
+    if scored >= {CHOSEN, CORRUPTED}:
+        seen = has_branch(pairs, CORRUPTED)
+        chosen, rejected = (image_beta * logratios[branch].detach()[seen] for branch in (CHOSEN, CORRUPTED))
         totals["rewards/image_margins"] = ((chosen - rejected).sum(), len(chosen))
         totals["rewards/image_accuracies"] = ((chosen > rejected).sum(), len(chosen))
         totals["rewards/image_rejected"] = (rejected.sum(), len(chosen))

@@ -12,7 +12,7 @@ from .. import _trl
 from ..batch import MFPOCollator, proven
 from ..config import MFPOConfig
 from ..images import region_mask, regions_per_image
-from ..reference import VALUES, References
+from ..reference import References, values_of
 from ..rows import has_image_column, load_images, plain_text, row_error
 from .curriculum import Plan, by_length, make_plan, stages
 from .sampling import keep_together, prompt_groups
@@ -51,8 +51,8 @@ def check_difficulties(args: MFPOConfig, dataset: Dataset) -> None:
         with_stages(args, found)
     elif args.curriculum_score != "mask_area" and not has_image_column(dataset):
         raise ValueError(
-            f"curriculum_score={args.curriculum_score!r} is computed for data with images only; give train_dataset a "
-            "column 'difficulty'"
+            f"curriculum_score={args.curriculum_score!r} is computed for data with images only, and train_dataset has neither "
+            f"'image' nor 'images', only {dataset.column_names}; rename its column of images, or give it a column 'difficulty'"
         )
 
 
@@ -140,7 +140,7 @@ def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
             trainer.layout = proven(trainer.layout, trainer, references.model)
         references.add("train_dataset", dataset, branches_ranked(trainer.args, dataset))
         references.release()
-    return dict(zip(VALUES, references.of(dataset).astype(np.float64).T, strict=True))
+    return dict(zip(values_of(references.columns), references.of(dataset).astype(np.float64).T, strict=True))
 
 
 def nll(trainer: Any) -> np.ndarray:

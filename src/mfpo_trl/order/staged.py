@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from .. import _trl
-from ..checkpoints import ResumeError
+from ..checkpoints import TRAINER_STATE, ResumeError
 from ..requirements import schedule
 from .curriculum import Plan
 from .ranking import plan_of
@@ -57,7 +59,7 @@ def reference_of_stage(stage: int, checkpoint: str) -> str:
     """The folder of the model at the end of a stage, from 1, that is the reference of the next one.
 
     Raises:
-        ResumeError: it is not there.
+        ResumeError: it is not there, or another training has written it.
     """
     # Beside the checkpoint, which need not lie in this run's folder.
     folder = _named(stage, os.path.dirname(os.path.abspath(checkpoint)))
@@ -66,7 +68,18 @@ def reference_of_stage(stage: int, checkpoint: str) -> str:
             f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is not there; keep "
             "the checkpoints that are named after stages, or start that stage again"
         )
+    if _run_of(folder) != _run_of(checkpoint):
+        raise ResumeError(
+            f"the reference of stage {stage + 1} is the policy at the end of stage {stage}, and {folder} is that of another "
+            f"training than {checkpoint}; go on from a checkpoint of stage {stage}, or train anew in an empty folder"
+        )
     return folder
+
+
+def _run_of(checkpoint: str) -> str | None:
+    """The training that has written a checkpoint, None in one that does not tell."""
+    state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE))
+    return state.stateful_callbacks.get(Curriculum.__name__, {}).get("attributes", {}).get("run")
 
 
 # What happens where a stage ends
@@ -89,11 +102,13 @@ class Curriculum(TrainerCallback, ExportableState):
         self.renews = trainer.args.curriculum_reference == "stage"
         # Digests of the weights that the cached values of the current stage are of.
         self.weights: list[tuple[str, str]] | None = None
+        # By which the checkpoints of one training know each other, whatever else its folder holds.
+        self.run: str | None = uuid.uuid4().hex
         self._began = False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"weights": self.weights, "plan": self.plan.digest}}
+        return {"args": {}, "attributes": {"weights": self.weights, "plan": self.plan.digest, "run": self.run}}
 
     def sampler(self) -> EpochSampler:
         """All stages as the one epoch of the trainer: an epoch that a sampler has to know does not always reach it."""
@@ -151,12 +166,13 @@ class Curriculum(TrainerCallback, ExportableState):
         if not state.global_step:
             return
         kept = kept_order(state, self.plan)
+        self.run = kept.get("run")
         self._bring_stages()
         if state.global_step in self.plan.ends:
             # A kill may have come between the checkpoint and its second name.
             self._name_checkpoint(state.global_step, self.trainer.resumed_from)
         if self.renews:
-            self._bring_back_reference(state.global_step, kept.get("weights"))
+            self._bring_back_reference(state.global_step, kept)
 
     def _bring_stages(self) -> None:
         """Into the folder of this run, from that of the checkpoint that it goes on from: what is saved here needs them too."""
@@ -169,12 +185,12 @@ class Curriculum(TrainerCallback, ExportableState):
                     _keep(_named(stage, there), _named(stage, args.output_dir))
         accelerator.wait_for_everyone()
 
-    def _bring_back_reference(self, step: int, weights: list[list[str]] | None) -> None:
+    def _bring_back_reference(self, step: int, kept: Mapping[str, Any]) -> None:
         stage, trainer = self.plan.stage_of(step), self.trainer
         _trl.settle_reference_adapter(trainer)
         if not stage or step in self.plan.ends:
             return
-        self.weights = [(model, adapters) for model, adapters in weights] if weights else None
+        self.weights = [(model, adapters) for model, adapters in kept.get("weights") or ()] or None
         if trainer.ref_model is not None:
             folder = reference_of_stage(stage, trainer.resumed_from)
             _trl.load_full_weights(_trl.unwrapped_of(trainer, trainer.ref_model), folder)

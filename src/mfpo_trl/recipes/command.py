@@ -18,6 +18,7 @@ def add_recipes(commands: Any) -> None:
     )
     parser.set_defaults(run=_list)
     deeds = parser.add_subparsers(title="what to do", metavar="COMMAND")
+    deeds.add_parser("list", help="list them, as without a COMMAND")
     show = deeds.add_parser("show", help="print one")
     show.add_argument("name", metavar="NAME")
     show.set_defaults(run=_show)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from datasets import Dataset
 from .._trl import fingerprint
 
 VALUES = ("chosen", "rejected", "corrupted", "text_chosen", "text_rejected", "chosen_tokens")
-"""What is kept of a row: the summed log-probability of each branch, 0 where there is none; of chosen and rejected also as TRL's
-loss weighs their tokens (`ld_alpha`); and the number of tokens that were scored of the chosen answer."""
+"""What is kept of every row: the summed log-probability of each branch, 0 where there is none; of chosen and rejected also as TRL's
+loss weighs their tokens (`ld_alpha`); and the number of tokens that were scored of the chosen answer. Behind them, the log-probability of each branch beyond the three."""
 
 FORMAT = 3
 """Counts the changes of this package after which the same rows get other values."""
@@ -37,10 +37,12 @@ class ReferenceCache:
         folder: where caches of this data set lie.
         key: everything that the values depend on, by name.
         rows: of the data set.
+        values: what is kept of a row.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, str], rows: int):
+    def __init__(self, folder: Path, key: Mapping[str, str], rows: int, values: Sequence[str] = VALUES):
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=12).hexdigest()
+        self.values = tuple(values)
         self.folder, self.key, self.rows = folder / f"mfpo-reference-{digest}", dict(key), rows
         self.parts = [range(start, min(start + PART, rows)) for start in range(0, rows, PART)]
 
@@ -71,7 +73,7 @@ class ReferenceCache:
         ]
 
     def store(self, results: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Write each part as soon as its rows are known; `results` gives row numbers (n,) and values (n, 6)."""
+        """Write each part as soon as its rows are known; `results` gives row numbers (n,) and values (n, V)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _replace(
             self.folder / "key.json", lambda path: path.write_text(json.dumps(self.key, indent=2), encoding="utf-8")
@@ -87,13 +89,13 @@ class ReferenceCache:
 
     def _write(self, number: int, part: Mapping[int, np.ndarray]) -> None:
         values = np.stack([part[row] for row in self.parts[number]]).astype(np.float32)
-        table = pa.table(dict(zip(VALUES, values.T, strict=True)))
+        table = pa.table(dict(zip(self.values, values.T, strict=True)))
         _replace(self._path(number), lambda path: pq.write_table(table, path))
 
     def read(self) -> np.ndarray:
-        """All values, (rows, 6) float32."""
+        """All values, (rows, V) float32."""
         tables = [pq.read_table(self._path(number)) for number in range(len(self.parts))]
-        return np.stack([pa.concat_tables(tables)[name].to_numpy() for name in VALUES], axis=1)
+        return np.stack([pa.concat_tables(tables)[name].to_numpy() for name in self.values], axis=1)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}-of-{len(self.parts):05d}.parquet"

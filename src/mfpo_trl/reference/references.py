@@ -1,7 +1,7 @@
 """Reference log-probabilities of a whole data set: computed in one pass, kept beside the data set's cache, used again."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +21,7 @@ from .._trl import NumberedRows, Replay, fingerprint, placed
 from ..batch import unwrapped
 from ..checkpoints import ResumeError
 from ..images import used_recipes
-from ..objective import BRANCHES, has_branch, of_pairs, split_batch
+from ..objective import BRANCHES, CHOSEN, BranchName, branch_of, columns_of, has_branch, of_pairs, split_batch
 from ..rows import ROW_NUMBER, is_stored
 from .cache import FORMAT, VALUES, ReferenceCache, cache_folder
 from .digests import (
@@ -62,21 +62,33 @@ def check_cacheable(named: Mapping[str, Any], collator: Any) -> None:
         raise ValueError("precompute_ref_log_probs=True with images needs the collator of MFPOTrainer")
 
 
-def score_reference(trainer: Any, batch: tuple | dict[str, Any], model: Any) -> Tensor:
-    """The reference's values of every sample of a batch, (B, 6), as `VALUES` lists them.
+def values_of(branches: Iterable[BranchName]) -> tuple[str, ...]:
+    """What is kept of a row whose branches these are."""
+    return (*VALUES, *map(str, columns_of(branches)[len(BRANCHES) :]))
+
+
+def score_reference(
+    trainer: Any, batch: tuple | dict[str, Any], model: Any, columns: Sequence[BranchName] = BRANCHES
+) -> Tensor:
+    """The reference's values of every sample of a batch, (B, V), as `values_of` lists them.
 
     Args:
         trainer: an `MFPOTrainer`; TRL chooses the reference: its model, the adapter switched off, or the frozen copy of
             the adapter.
         batch: a batch of the collator, or its parts as `mfpo_trl.objective.branches.split_batch` gives them.
         model: what to run.
+        columns: of `pairs`.
     """
     inputs, branches, pairs = split_batch(batch) if isinstance(batch, dict) else batch
     replay = Replay(model, inputs, branches, pairs)
     text = trainer.compute_ref_log_probs(replay, replay.preference_inputs())
-    logps = [of_pairs(replay.logps, pairs, branch).masked_fill(~has_branch(pairs, branch), 0) for branch in BRANCHES]
-    tokens = of_pairs(branches[:, 2], pairs, "chosen").to(text[0].dtype)
-    return torch.stack([*logps, *text, tokens], dim=1)
+    logps = [
+        of_pairs(replay.logps, pairs, branch, columns).masked_fill(~has_branch(pairs, branch, columns), 0)
+        for branch in columns[: pairs.size(1)]
+    ]
+    tokens = of_pairs(branches[:, 2], pairs, CHOSEN).to(text[0].dtype)
+    first = len(BRANCHES)
+    return torch.stack([*logps[:first], *text, tokens, *logps[first:]], dim=1)
 
 
 class References:
@@ -91,10 +103,16 @@ class References:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self._table = torch.empty(0, len(VALUES))
+        # Row by row, the columns are `values_of` the branches.
+        self._table = torch.empty(0, 0)
         # By fingerprint: how the data set is called, itself, and the place of its first row in the table.
         self._added: dict[str, tuple[str, Dataset, int]] = {}
         self._whole: set[str] = set()
+
+    @property
+    def columns(self) -> tuple[BranchName, ...]:
+        """The branches whose values are kept."""
+        return self.trainer.columns
 
     @cached_property
     def model(self) -> Any:
@@ -116,7 +134,7 @@ class References:
         self.__dict__.pop("model", None)
 
     def of(self, dataset: Dataset) -> np.ndarray | None:
-        """(rows, 6) float32, the columns are `VALUES`; None for a data set that was not added."""
+        """(rows, V) float32, the columns are `values_of` the branches; None for a data set that was not added."""
         first = self.first(dataset)
         return None if first is None else self._table[first : first + len(dataset)].numpy()
 
@@ -125,7 +143,7 @@ class References:
         return self._added[fingerprint(dataset)][2] if fingerprint(dataset) in self._added else None
 
     def values(self, places: Tensor) -> Tensor:
-        """The values at these places of the table, (B,) -> (B, 6), on the device of `places`."""
+        """The values at these places of the table, (B,) -> (B, V), on the device of `places`."""
         return self._table[places.cpu()].to(places.device)
 
     def add(self, name: str, dataset: Dataset, also: Collection[str] = ()) -> None:
@@ -144,11 +162,12 @@ class References:
             self._whole.add(fingerprint(dataset))
             return
         collator = self.trainer.data_collator
-        if not set(also) <= set(collator.branches):
-            collator = replace(collator, branches=[own for own in BRANCHES if own in {*collator.branches, *also}])
+        if not set(map(branch_of, also)) <= set(collator.branches):
+            scored = {*collator.branches, *map(branch_of, also)}
+            collator = replace(collator, branches=[own for own in columns_of(collator.branches) if own in scored])
         values = torch.from_numpy(self._cached(name, dataset, collator))
         self._added[fingerprint(dataset)] = name, dataset, len(self._table)
-        self._table = torch.cat([self._table, values])
+        self._table = torch.cat([self._table, values]) if len(self._table) else values
 
     def renew(self, rows: np.ndarray, stage: int) -> None:
         """Replace the values by those of the policy as it is now: of these rows of the training data, and of all data to
@@ -193,7 +212,7 @@ class References:
         self, name: str, dataset: Dataset, collator: Any, may_score: bool = True, expected: bool = False
     ) -> np.ndarray:
         key = _key(self.trainer, dataset, name, collator, self.weights)
-        cache = ReferenceCache(cache_folder(dataset), key, len(dataset))
+        cache = ReferenceCache(cache_folder(dataset), key, len(dataset), values_of(collator.branches))
         # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
         missing, changes = _on_main(lambda: (cache.missing(), cache.changes()))
         if changes and not expected:
@@ -217,7 +236,7 @@ class References:
     def _score(
         self, name: str, dataset: Dataset, collator: Any, rows: list[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Score rows on all ranks; every rank gets the numbers (n,) and values (n, 6) of all."""
+        """Score rows on all ranks; every rank gets the numbers (n,) and values (n, V) of all."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         args = trainer.args
         training_data = name.startswith("train_dataset")
@@ -242,7 +261,7 @@ class References:
         self.model.eval()
         with bar:
             for numbers, batch in loader:
-                values = score_reference(trainer, batch, self.model)
+                values = score_reference(trainer, batch, self.model, columns_of(collator.branches))
                 numbers, values = accelerator.gather_for_metrics((numbers, values))
                 bar.update(len(numbers))
                 yield numbers.cpu().numpy(), values.float().cpu().numpy()
@@ -279,7 +298,7 @@ def _reference_model(trainer: Any) -> tuple[nn.Module, list[str]]:
 def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list[tuple[str, str]]) -> dict[str, str]:
     """Everything that the values depend on; a change is told by these names."""
     args, processor = trainer.args, collator.processor
-    reads = "corrupted" in collator.branches
+    reads = any(branch.variant for branch in collator.branches)
     used = used_recipes(collator.dispreferred, dataset) if reads else []
     assert used is not None, "the rows of a cache are stored"
     made = [recipe for recipe, _ in used]
@@ -305,7 +324,7 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
         "max_length": str(collator.max_length),
         "add_eos": str(collator.add_eos),
         "ld_alpha": str(args.ld_alpha),
-        "branches": " ".join(collator.branches),
+        "branches": " ".join(map(str, collator.branches)),
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
         "format": str(FORMAT),
     }

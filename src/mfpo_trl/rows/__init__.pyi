@@ -5,10 +5,12 @@ from .schema import REFERENCE as REFERENCE
 from .schema import ROW_NUMBER as ROW_NUMBER
 from .schema import RowError as RowError
 from .schema import check_answers as check_answers
+from .schema import dispreferred_column as dispreferred_column
 from .schema import enlarged as enlarged
 from .schema import image_list as image_list
 from .schema import load_images as load_images
 from .schema import plain_text as plain_text
+from .schema import plural_of as plural_of
 from .schema import row_digest as row_digest
 from .schema import row_error as row_error
 from .schema import row_generator as row_generator

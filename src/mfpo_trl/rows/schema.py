@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ REFERENCE = "ref_rows"
 """Where the place of a row in the table of cached reference values travels with it (`mfpo_trl.reference.references.References`)."""
 
 IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
+"""Further dispreferred images lie in `rejected_image_2` or `rejected_images_2`, and so on."""
 
 RECIPE = "corruption"
 """The column that says how a row's dispreferred images are made; `mfpo build` writes it."""
@@ -70,15 +72,17 @@ def same_answer(row: Mapping[str, Any]) -> bool:
     return without_none(row["chosen"]) == without_none(row["rejected"])
 
 
-def check_answers(row: Mapping[str, Any]) -> None:
-    """Refuse a row whose `chosen` or `rejected` is missing or says nothing.
+def check_answers(row: Mapping[str, Any], names: Sequence[str] = ("chosen", "rejected")) -> None:
+    """Refuse a row whose answers are missing or say nothing.
 
     Raises:
         RowError: names the row and the field.
     """
-    for field in ("chosen", "rejected"):
+    for field in names:
         if row.get(field) is None:
-            raise row_error(row, field, "is missing; a preference row needs both 'chosen' and 'rejected'")
+            needs = "a preference row needs both 'chosen' and 'rejected'"
+            needs = needs if field in ("chosen", "rejected") else "the objective reads this answer in every row"
+            raise row_error(row, field, f"is missing; {needs}")
         messages = not isinstance(row[field], str)
         if messages and not (isinstance(row[field], Sequence) and all(isinstance(m, Mapping) for m in row[field])):
             raise row_error(row, field, f"is {str(row[field])[:60]!r}; expected a string or a list of messages")
@@ -91,12 +95,13 @@ def _calls_tools(messages: Any) -> bool:
 
 
 def image_list(row: Mapping[str, Any], singular: str) -> list[Any] | None:
-    """The undecoded images of `singular` (one) or its plural column (a list); None when the row has neither.
+    """The undecoded images of `singular` (one) or its plural column (a list); None when the row has neither. The plural of
+    `rejected_image_2` is `rejected_images_2`.
 
     Raises:
         ValueError: both columns are filled, or the plural one holds no list.
     """
-    plural = f"{singular}s"
+    plural = plural_of(singular)
     one, many = row.get(singular), row.get(plural)
     if one is not None and many:
         raise row_error(row, plural, f"the row also has {singular!r}; fill one of the two")
@@ -109,6 +114,17 @@ def image_list(row: Mapping[str, Any], singular: str) -> list[Any] | None:
     return list(many)
 
 
+def plural_of(singular: str) -> str:
+    """`image` -> `images`, `rejected_image_2` -> `rejected_images_2`"""
+    name, _, number = singular.rpartition("_")
+    return f"{name}s_{number}" if number.isdigit() else f"{singular}s"
+
+
+def dispreferred_column(variant: int) -> str:
+    """The column of a row's dispreferred image of this number, from 1; for a list of them, `plural_of` it."""
+    return "rejected_image" if variant == 1 else f"rejected_image_{variant}"
+
+
 def load_images(row: Mapping[str, Any], singular: str) -> list[Image.Image] | None:
     """The row's images as RGB pictures; None when the row has no such column.
 
@@ -118,7 +134,7 @@ def load_images(row: Mapping[str, Any], singular: str) -> list[Image.Image] | No
     images = image_list(row, singular)
     if images is None:
         return None
-    field = singular if row.get(singular) is not None else f"{singular}s"
+    field = singular if row.get(singular) is not None else plural_of(singular)
     return [_load(row, field, n, image) for n, image in enumerate(images)]
 
 
@@ -126,7 +142,9 @@ def _load(row: Mapping[str, Any], field: str, position: int, value: Any) -> Imag
     try:
         return to_rgb(value)
     except (OSError, ValueError, SyntaxError, TypeError, RuntimeError, Image.DecompressionBombError) as error:
-        raise row_error(row, field, f"image {position} cannot be read: {error}") from error
+        from_here = isinstance(error, FileNotFoundError) and not os.path.isabs(str(error.filename or os.sep))
+        hint = "; a relative path is one from the working directory" if from_here else ""
+        raise row_error(row, field, f"image {position} cannot be read: {error}{hint}") from error
 
 
 def to_rgb(value: Any) -> Image.Image:

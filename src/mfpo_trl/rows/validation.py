@@ -23,12 +23,15 @@ def image_tokens(processor: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(token for token in tokens if isinstance(token, str)))
 
 
-def checked_texts(row: Mapping[str, Any], placeholders: Sequence[str] = ()) -> dict[str, Any]:
-    """The row's `prompt`, `chosen` and `rejected`, with the prompt taken out of the answers of a row that has no `prompt`.
+def checked_texts(
+    row: Mapping[str, Any], placeholders: Sequence[str] = (), further: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The row's `prompt`, `chosen` and `rejected`, and further answers by the names of their columns, with the prompt taken out of the answers of a row that has no `prompt`.
 
     Args:
         row: a preference row, plain or conversational.
         placeholders: of an image, see `image_tokens`.
+        further: columns of answers beside the two.
 
     Raises:
         ValueError: a text that is missing or empty, or a placeholder where the processor would put an image that is not
@@ -49,11 +52,13 @@ def checked_texts(row: Mapping[str, Any], placeholders: Sequence[str] = ()) -> d
         if not texts["prompt"]:
             raise row_error(row, "chosen", "shares no prompt with 'rejected', and the row has no 'prompt'")
         check_answers({**row, **texts})
+    check_answers(row, further)
+    texts |= {name: without_none(row[name]) for name in further}
     for name, value in texts.items():
         if not isinstance(value, str) and not all("role" in message for message in value):
             raise row_error(row, name, "has a message without a 'role'")
     for token in placeholders:
-        for name in ("prompt", "chosen", "rejected"):
+        for name in ("prompt", "chosen", "rejected", *further):
             # A plain prompt is taken as it stands, and says itself where its images go.
             if token in plain_text(texts[name]) and not (name == "prompt" and isinstance(texts[name], str)):
                 why = "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"

@@ -14,8 +14,8 @@ SHOWN = ("prompt", "image", "images")
 def hold_out(dataset: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
     """The rows to train on and those that are held out, each in their order.
 
-    Rows with the same prompt and images are on one side, so that what is held out has not been seen; as many rows are held
-    out as come nearest to the share without going above it, and at least those of one prompt.
+    Rows with the same prompt and images are on one side, so that what is held out has not been seen. Prompts are drawn one
+    after the other, and those that still fit into the share, in whole rows, are held out; at least the rows of one prompt are.
 
     Args:
         ratio: the share, between 0 and 1.

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from ..data.reading import SOURCES, NoPair, convert, image_roots, recognise
+from ..data.reading import SOURCES, NoPair, convert, image_file, image_roots, recognise
 from ..rows import COLUMNS, rows_with_images
 from .paths import OF_FILES, PATHS, located, mapped, whole
 
@@ -23,6 +23,9 @@ READ = (*COLUMNS, "difficulty", "stage")
 
 PLACE = re.compile(r"[<\[]\|?\w*(?:image|img)\w*\|?[>\]]", re.IGNORECASE)
 """Where an image goes in a plain prompt, in the words of some model: <image>, <|image_pad|>, <IMG_CONTEXT>, [IMG]."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the names of images."""
 
 FROM = "row_of_the_source"
 
@@ -38,12 +41,14 @@ def as_rows(dataset: Any, name: str, source: str = "auto", image_root: str | Non
         image_root: the folder that image paths are relative to and may not leave; None: that of the data set.
 
     Raises:
-        ValueError: rows of no known convention, a row that is not what its convention says, or an image path that leads
-            out of its root.
+        ValueError: rows of no known convention, a row that is not what its convention says, images in a column that is not
+            read, or an image path that leads out of its root.
     """
     columns = columns_of(dataset)
     kind = convention(columns) if source == "auto" else source
     roots = image_roots(name, None if image_root is None else Path(image_root))
+    if kind is None:
+        _check_unread(dataset, columns, roots, name)
     if kind is not None and source == "auto":
         logger.warning(f"{name} is read as {kind!r}, by its columns; --source names another convention.")
     elif kind is None and _lacks_places(dataset, columns):
@@ -82,6 +87,32 @@ def convention(columns: Sequence[str]) -> str | None:
             raise
         # The prompt may be inside of the answers; the trainer says what is missing.
         return None
+
+
+def _check_unread(dataset: Any, columns: Sequence[str], roots: Sequence[Path], name: str) -> None:
+    """Refuse rows of which none has an image for the trainer, although a column of the first one names the file of an image.
+
+    Raises:
+        ValueError: names the column, and what it should be called.
+    """
+    if {"image", "images"} & set(columns):
+        return
+    stored = isinstance(dataset, Dataset)
+    row: Mapping[str, Any] = next(iter(dataset.with_format("arrow")[:1].to_pylist() if stored else dataset), {})
+    for column in set(row) - set(TEXTS):
+        value = row[column][0] if isinstance(row[column], list) and row[column] else row[column]
+        if isinstance(value, str) and Path(value).suffix.lower() in PICTURES and _is_file(value, roots):
+            raise ValueError(
+                f"{name}, column {column!r} names files of images ({value!r}), and no image is read: rename it to 'image', or "
+                "remove it to train on texts alone"
+            )
+
+
+def _is_file(path: str, roots: Sequence[Path]) -> bool:
+    try:
+        return bool(image_file(path, roots))
+    except ValueError:
+        return False
 
 
 # Plain prompts

@@ -141,8 +141,15 @@ def is_a_path(dataset: str) -> bool:
 
 def image_roots(dataset: str, image_root: Path | None) -> list[Path]:
     """The folders that image paths are relative to and may not leave: the one given, or that of the data set itself. One of
-    the Hub has its folder in the cache; nothing else there is its own."""
+    the Hub has its folder in the cache; nothing else there is its own.
+
+    Raises:
+        ValueError: what is given is no folder.
+    """
     if image_root is not None:
+        if not image_root.is_dir():
+            what = "a file; unpack an archive and name its folder" if image_root.exists() else "not there"
+            raise ValueError(f"--image-root {str(image_root)!r} must be a folder, and is {what}")
         return [image_root.resolve()]
     path = Path(dataset)
     if path.exists():

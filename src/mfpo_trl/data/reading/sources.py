@@ -43,6 +43,11 @@ def recognise(columns: Sequence[str]) -> str:
     for name, source in SOURCES.items():
         if set(source.needs) <= set(columns):
             return name
+    if set(columns) in ({"image"}, {"image", "label"}):
+        raise ValueError(
+            "the data set holds images alone, as `datasets` reads a folder with images in it; where a file of rows lies beside "
+            "them, name that file in place of the folder"
+        )
     known = "; ".join(f"{name}: {', '.join(source.needs)}" for name, source in SOURCES.items())
     raise ValueError(f"columns {', '.join(map(repr, columns))} are those of no known source ({known})")
 

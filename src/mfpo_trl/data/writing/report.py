@@ -125,9 +125,7 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     folder: Path = options.output
     lines = [json.dumps(one, ensure_ascii=False) for report in reports for one in report["rejected"]]
     replace(folder / "rejects.jsonl", lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"))
-    reasons = Counter(kind(one["reason"]) for report in reports for one in report["rejected"])
-    why = "".join(f", {count} of {reasons.total()} because: {reason}" for reason, count in reasons.most_common(1))
-    pipeline.parts.finish(partial(stages, count=options.stages), why)
+    pipeline.parts.finish(partial(stages, count=options.stages), _commonest(reports))
     if wall is None:
         wall = _wall_before(folder)
     report = total(reports, wall, options.grounder != "none")
@@ -138,6 +136,16 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     )
     show(report, folder)
     write_card(options, report)
+
+
+def _commonest(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What a build without rows says of its commonest reason, and of its first row where the rows differ in it."""
+    all_reasons = [one["reason"] for report in reports for one in report["rejected"]]
+    for reason, count in Counter(map(kind, all_reasons)).most_common(1):
+        first = next(own for own in all_reasons if kind(own) == reason)
+        said = f", {count} of {len(all_reasons)} because: {reason}"
+        return f"{said}; the first: {first}" if "…" in reason else said
+    return ""
 
 
 def without_folder(value: Any) -> Any:

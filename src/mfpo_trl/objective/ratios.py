@@ -1,0 +1,75 @@
+"""What terms read: the log-probabilities of every branch, as a typed object."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .names import CHOSEN, CORRUPTED, COUNTERPART, NO_IMAGE, REJECTED, BranchName
+
+
+@dataclass(frozen=True)
+class LogRatios:
+    """`r(y|m) = log pi_theta(y|x,m) - log pi_ref(y|x,m)` of the branches of B samples, in nats, summed over the answer's tokens.
+
+    Args:
+        policy: log pi_theta of every branch, (B,) each.
+        reference: log pi_ref of the same, without gradients.
+        columns: numbers of the rows, (B,) each, by the names of their columns.
+
+    A branch is an attribute, or `ratios[branch]` for one that has no name here. Samples without a branch hold another's value: what a
+    term returns for them is not read.
+    """
+
+    policy: Mapping[BranchName, Tensor]
+    reference: Mapping[BranchName, Tensor]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, branch: tuple[str, str]) -> Tensor:
+        own = BranchName(*branch)
+        return self.policy[own] - self.reference[own]
+
+    @property
+    def chosen(self) -> Tensor:
+        """r(y_w|m)"""
+        return self[CHOSEN]
+
+    @property
+    def rejected(self) -> Tensor:
+        """r(y_l|m)"""
+        return self[REJECTED]
+
+    @property
+    def corrupted(self) -> Tensor:
+        """r(y_w|m')"""
+        return self[CORRUPTED]
+
+    @property
+    def corrupted_rejected(self) -> Tensor:
+        """r(y_l|m')"""
+        return self["rejected_image", "rejected"]
+
+    @property
+    def counterpart(self) -> Tensor:
+        """r(y'|m'): the answer that is true of the dispreferred image, under it"""
+        return self["rejected_image", COUNTERPART]
+
+    @property
+    def misplaced(self) -> Tensor:
+        """r(y'|m): the same answer under the row's own image"""
+        return self["image", COUNTERPART]
+
+    @property
+    def blind_chosen(self) -> Tensor:
+        """r(y_w|m0), without an image"""
+        return self[NO_IMAGE, "chosen"]
+
+    @property
+    def blind_counterpart(self) -> Tensor:
+        """r(y'|m0), without an image"""
+        return self[NO_IMAGE, COUNTERPART]
+
+    def ladder(self, answer: str = "chosen") -> list[Tensor]:
+        """r of one answer under the dispreferred images, in their order."""
+        found = sorted((own.variant, own) for own in self.policy if own.variant and own.answer == answer)
+        return [self[own] for _, own in found]

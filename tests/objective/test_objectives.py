@@ -1,0 +1,248 @@
+"""Objectives through the trainer: flat and packed rows, a live and a cached reference, against one forward a branch, unpadded."""
+
+import random
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from test_presets import ANSWERS, FORMULAS, IMAGES
+from test_trainer import CPU, policy
+from trl.data_utils import prepare_multimodal_messages
+
+from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl.objective import CHOSEN, PRESETS, LogRatios, columns_of, preferred
+from mfpo_trl.objective.terms import TERMS, Term, branches_read
+
+NEW = [name for name in PRESETS if name not in ("dpo", "mdpo", "mfpo", "rdpo")]
+OTHERS = ("two birds", "a blue cat by a tree", "the grass", "a red dog and a bird.")
+
+
+def rows(without: str | None = None, **changed) -> Dataset:
+    """Four rows, the last without an image, with whatever an objective asks for."""
+    found = []
+    for number in range(4):
+        shown = number != 3
+        row = tiny.rows(4)[number]
+        row = {key: row[key] for key in ("prompt", "chosen", "rejected")}
+        row["images"] = [tiny.picture(number)] if shown else []
+        for variant in (1, 2, 3, 4):
+            column = "rejected_images" if variant == 1 else f"rejected_images_{variant}"
+            row[column] = [tiny.picture(10 * variant + number)] if shown else []
+        row["rejected_image_chosen"] = [{"role": "assistant", "content": OTHERS[number]}]
+        row["chosen_2"] = [{"role": "assistant", "content": OTHERS[-1 - number]}]
+        row |= {"weight": 0.5 + number, "beta_scale": 2.0 - 0.25 * number}
+        found.append({**row, **changed})
+    features = tiny.dataset(1).features
+    pictures = {name: List(Image()) for name in found[0] if "images" in name}
+    own = Features({name: features.get(name, features["chosen"]) for name in found[0]} | pictures)
+    own |= {name: Value("float64") for name in ("weight", "beta_scale")}
+    data = Dataset.from_list(found, features=Features(own))
+    return data if without is None else data.remove_columns(without)
+
+
+def build(folder, data=None, terms=(), reference=True, **config):
+    args = MFPOConfig(str(folder), **{**CPU, "max_steps": 1, "corruption": "none", **config})
+    return MFPOTrainer(
+        policy(),
+        tiny.model() if reference else None,
+        args,
+        train_dataset=rows() if data is None else data,
+        processing_class=tiny.processor(),
+        terms=terms,
+    )
+
+
+def alone(model, processor, row, image: str, answer: str) -> float:
+    """log pi(answer | prompt, image), by one forward of one row without padding."""
+    column = {"image": "images", "no image": None, "rejected_image": "rejected_images"}
+    name = column.get(image, f"rejected_images_{image[-1]}")
+    images = row[name] if name else []
+    messages = prepare_multimodal_messages(row["prompt"], images=images)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    whole = prepare_multimodal_messages(row["prompt"] + row[answer], images=images)
+    said = processor.apply_chat_template(whole, tokenize=False).removeprefix(text)
+    encoded = processor(
+        images=[images] if images else None, text=[text], add_special_tokens=False, return_tensors="pt"
+    )
+    labels = torch.tensor([processor.tokenizer(said, add_special_tokens=False)["input_ids"]])
+    ids = torch.cat([encoded["input_ids"], labels], dim=1)
+    vision = {"pixel_values": encoded["pixel_values"]} if images else {}
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision).logits[0]
+    start = encoded["input_ids"].size(1) - 1
+    return logits[start:-1].double().log_softmax(-1).gather(1, labels[0][:, None]).sum().item()
+
+
+@pytest.fixture(scope="module")
+def ratios():
+    """Every log-ratio of every row, by row, answer and image."""
+    models, processor = (policy().eval(), tiny.model().eval()), tiny.processor()
+    found = {}
+    for number, row in enumerate(rows()):
+        for answer, short in ANSWERS.items():
+            for image, variant in IMAGES.items():
+                if row["images"] or image == "image":
+                    ours, theirs = (alone(model, processor, row, image, answer) for model in models)
+                    found[number, short, variant] = ours - theirs
+    return found
+
+
+def expected(name, ratios, beta) -> float:
+    """The mean over the rows of the terms that have all of their branches; in rows without an image those of texts alone."""
+    total = 0.0
+    for number, row in enumerate(rows()):
+        numbers = {key: row[key] for key in ("weight", "beta_scale")}
+        if row["images"]:
+            total += FORMULAS[name](lambda answer, image, n=number: ratios[n, answer, image], beta, numbers)
+            continue
+        for term, weight in PRESETS[name].weights.items():
+            if all(branch.image == "image" for branch in TERMS[term].reads):
+                total += weight * text_alone(term, lambda answer, n=number: ratios[n, answer, "m"], beta, numbers)
+    return total / 4
+
+
+def text_alone(term, r, beta, numbers) -> float:
+    logit = {
+        "text": lambda: r("w") - r("l"),
+        "scaled_text": lambda: numbers["beta_scale"] * (r("w") - r("l")),
+        "second_text": lambda: r("y2") - r("l"),
+        "anchor": lambda: r("w"),
+        "second_anchor": lambda: r("y2"),
+        "answers_of_image": lambda: r("w") - r("t"),
+    }[term]()
+    return preferred(torch.tensor(beta * logit, dtype=torch.float64), torch.zeros(()), 1.0).item()
+
+
+@pytest.mark.parametrize("name", [*NEW, "mfpo"])
+def test_the_trainers_loss_is_the_formula(name, ratios, tmp_path):
+    """In both layouts: one step's loss on four rows."""
+    for sharing in ("off", "on"):
+        trainer = build(tmp_path, objective=name, prefix_sharing=sharing, add_eos=False)
+        loss = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(list(rows())))
+        assert loss.item() == pytest.approx(expected(name, ratios, CPU["beta"]), rel=2e-4), sharing
+
+
+@pytest.mark.parametrize("name", ["mfpo-sym", "svco", "lpoi", "opa"])
+def test_cached_is_live(name, tmp_path):
+    """Two steps, loss and gradient, packed rows; the second run of a cache scores nothing that the first has."""
+    histories = []
+    for cached in (False, True):
+        config = {"objective": name, "precompute_ref_log_probs": cached, "max_steps": 2, "learning_rate": 0.05}
+        trainer = build(tmp_path, **config, per_device_train_batch_size=2, train_sampling_strategy="sequential")
+        trainer.train()
+        lines = [line for line in trainer.state.log_history if "loss" in line]
+        histories.append([[line[key] for key in ("loss", "grad_norm")] for line in lines])
+    assert len(histories[0]) == 2 and histories[1] == [pytest.approx(line, rel=1e-4) for line in histories[0]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_terms_in_any_layout_and_batch(seed, tmp_path):
+    """Random terms with random weights and betas: packed is flat, and micro-batches are one batch."""
+    draw = random.Random(seed)
+    names = draw.sample(sorted(TERMS), 4)
+    terms = {
+        name: {"weight": round(draw.uniform(0.1, 2), 2), "beta": round(draw.uniform(0.1, 1), 2)} for name in names
+    }
+    found = []
+    for sharing, size in (("off", 4), ("on", 4), ("on", 1)):
+        config = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "learning_rate": 1e-3}
+        trainer = build(
+            tmp_path, objective_terms=terms, prefix_sharing=sharing, **config, train_sampling_strategy="sequential"
+        )
+        trainer.train()
+        line = trainer.state.log_history[0]
+        found.append([line["loss"], line["grad_norm"], *(line[f"loss/{name}"] for name in sorted(names))])
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-5), terms
+    assert found[2] == pytest.approx(found[0], rel=1e-3, abs=1e-5), terms
+
+
+def test_the_card_tells_what_was_trained(tmp_path):
+    trainer = build(tmp_path, objective="symmpo", objective_terms=None, text_loss_weight=2.0)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| text (DPO, `sigmoid`) | 2.0 |" in card and "the terms anchor, " in card
+    assert (
+        "| `answers_of_image` (SymMPO, arXiv 2506.11712) | 0.5 | `-log sigma(b [r(y_w given m) - r(y' given m)])` |"
+        in card
+    )
+    build(tmp_path, objective="symmpo").create_model_card()
+    assert "**symmpo** (arXiv 2506.11712)" in (tmp_path / "README.md").read_text()
+
+
+# A term from outside of the package
+
+
+def hinge(ratios: LogRatios, beta: float) -> torch.Tensor:
+    """max(0, 1 - b [r(y_w|m) - r(y_w|m'_2)])"""
+    return (1 - beta * (ratios.chosen - ratios["rejected_image.2", "chosen"])).clamp(min=0)
+
+
+HINGE = Term(
+    "hinge", (CHOSEN, ("rejected_image.2", "chosen")), hinge, formula="max(0, 1 - b [r(y_w|m) - r(y_w|m'_2)])"
+)
+
+
+@pytest.mark.parametrize("how", ["object", "name"])
+def test_a_term_of_ones_own(how, ratios, tmp_path):
+    """Handed over, or named in a configuration; with DPO's text term beside it."""
+    named = {"text": 1.0, f"{__name__}:HINGE": 1.0}
+    own = {"objective_terms": named} if how == "name" else {"objective": "dpo"}
+    trainer = build(tmp_path, terms=[HINGE] if how == "object" else (), add_eos=False, **own)
+    loss = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(list(rows())))
+    beta = CPU["beta"]
+    gaps = [ratios[n, "w", "m"] - ratios[n, "w", "m2"] for n in range(3)]
+    text = [text_alone("text", lambda answer, n=n: ratios[n, answer, "m"], beta, {}) for n in range(4)]
+    assert loss.item() == pytest.approx((sum(max(0, 1 - beta * gap) for gap in gaps) + sum(text)) / 4, rel=2e-4)
+    assert set(trainer.term_weights) == {"text", "hinge"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda r, beta: r.chosen.mean(), r"term 'bad' returned \(\); expected one loss for each of the 4 samples"),
+        (lambda r, beta: 0.5, "term 'bad' returned float; expected one loss for each of the 4 samples"),
+        (lambda r, beta: (r.chosen - r.chosen) / 0, "term 'bad' returned NaN for log-ratios that are finite"),
+    ],
+)
+def test_a_term_that_returns_something_else(loss, words, tmp_path):
+    trainer = build(tmp_path, terms=[Term("bad", (CHOSEN,), loss)], objective="dpo")
+    with pytest.raises(ValueError, match=words):
+        trainer.compute_loss(trainer.model, trainer.data_collator(list(rows())))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "words"),
+    [
+        ("mmedpo", "weight", "field 'weight': is missing; the objective needs a number in every row"),
+        ("dadpo", "beta_scale", "field 'beta_scale': is missing; the objective needs a number in every row"),
+        (
+            "symmpo",
+            "rejected_image_chosen",
+            "field 'rejected_image_chosen': is missing; the objective reads this answer",
+        ),
+        ("svco", "rejected_image_chosen", "field 'rejected_image_chosen': is missing"),
+        ("mfpo-sym", "rejected_image_chosen", "field 'rejected_image_chosen': is missing"),
+        ("opa", "chosen_2", "field 'chosen_2': is missing"),
+        ("lpoi", "rejected_images_4", "field 'rejected_images_4': is missing, and corruption='none' makes none"),
+        ("misp", "rejected_images_2", "field 'rejected_images_2': is missing, and corruption='none' makes none"),
+    ],
+)
+def test_a_column_that_an_objective_needs(name, column, words, tmp_path):
+    """One sentence that names the row and the column, with the first batch."""
+    trainer = build(tmp_path, rows(column), objective=name)
+    with pytest.raises(ValueError, match=f"row [0-2] .*{words}"):
+        trainer.train()
+
+
+def test_branches_of_an_objective_share_their_rows(tmp_path):
+    """Under one image two answers lie behind one prompt: the second costs its own tokens alone."""
+    sizes = {}
+    for name in ("mfpo", "mfpo-sym"):
+        trainer = build(tmp_path, objective=name, prefix_sharing="on")
+        batch = trainer.data_collator([rows()[0]])
+        assert batch["pairs"].size(1) == len(columns_of(branches_read(trainer.terms)))
+        sizes[name] = int(batch["attention_mask"].sum())
+    # y' under both images, which the last batch has behind the three branches of every objective.
+    own = [int(batch["branches"][batch["pairs"][0, column], 2]) for column in (3, 4)]
+    assert own[0] == own[1] > 1 and sizes["mfpo-sym"] - sizes["mfpo"] == sum(own)
