@@ -242,6 +242,8 @@ def _started(rest: list[str], folder: Path) -> None:
         engine = arguments.index("--deepspeed") if "--deepspeed" in arguments else len(arguments)
         assert all((ROOT / path).is_file() for path in arguments[engine + 1 : engine + 2])
         trained(arguments[:engine] + arguments[engine + 2 :])
+    elif "mfpo_trl.cli" in rest:
+        run(["mfpo", *rest[rest.index("mfpo_trl.cli") + 1 :]], folder)
     else:
         assert rest in (["launch"], ["auth", "login"]), rest
 

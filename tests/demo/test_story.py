@@ -5,11 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mfpo_trl import cli
+from mfpo_trl.demo.scoring import mentions
 from mfpo_trl.demo.story import QUICK, run, world_seed
+from mfpo_trl.evaluation.coco import Objects, read_synonyms
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,19 @@ def test_the_walk_of_the_docs(story, tmp_path, monkeypatch):
     assert figures["differences"]["all"]["chair_s"]["value"] == pytest.approx(
         results["scores"]["MFPO"]["chair_s"] - results["scores"]["base"]["chair_s"]
     )
+
+
+def test_objects_of_two_words_are_found(story):
+    """Scenes' true captions and those with a wrong object, by the demo's pattern and by the rules of CHAIR."""
+    objects = Objects(read_synonyms(story[0] / "held-out" / "synonyms.txt"))
+    rows = load_dataset("parquet", data_files=str(story[0] / "held-out" / "rows.parquet"), split="train")
+    truth = json.loads((story[0] / "held-out" / "ground_truth.json").read_text())
+    assert len(rows) == len(truth) == QUICK.scenes_to_test
+    for row in rows:
+        chosen, rejected = (row[name][0]["content"] for name in ("chosen", "rejected"))
+        assert objects.find(chosen) == mentions(chosen) == truth[str(row["image_id"])]
+        assert objects.find(rejected) == mentions(rejected) and set(mentions(rejected)) - set(mentions(chosen))
+    assert objects.find("two red crosses and red circles, no red.") == ["red cross", "red circle"]
 
 
 def test_no_two_worlds_share_a_seed():

@@ -142,7 +142,8 @@ class Objects:
     def _doubles(self) -> Mapping[str, str]:
         """`DOUBLES`, and names of two words in a list of one's own, which no single word would find."""
         pairs = [name for name in self.name_of if len(name.split(" ")) == 2 and all(name.split(" "))]
-        return {**{" ".join(singular_words(name)): name for name in pairs}, **DOUBLES}
+        # In the plural it becomes the name, and as it stands perhaps less: "cross" becomes "cros".
+        return {**{own: name for name in pairs for own in (name, " ".join(singular_words(name)))}, **DOUBLES}
 
     def words(self, text: str) -> list[str]:
         """The words of a text that are in the list, singular, in its order with repeats.

@@ -239,7 +239,11 @@ class Processes:
 
 
 def local(args: argparse.Namespace, prompts: Sequence[Prompt]) -> Answers:
-    """Answers of a model that is loaded here; raises as `models.load_base` and `answer` do."""
+    """Answers of a model that is loaded here.
+
+    Raises:
+        ValueError: a model or a prompt that cannot be used.
+    """
     from .models import Quantisation, load_base, load_processor, place_of, with_adapter
 
     if not prompts:
@@ -254,7 +258,11 @@ def local(args: argparse.Namespace, prompts: Sequence[Prompt]) -> Answers:
 
 
 def fitting(answers: Answers) -> Answers:
-    """The same, where memory that is not there is said as what it asks for."""
+    """The same answers.
+
+    Raises:
+        ValueError: the memory of the GPU does not hold a batch; says what to do.
+    """
     import torch
 
     try:

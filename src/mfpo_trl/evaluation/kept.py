@@ -110,7 +110,11 @@ class Kept:
     # Answers
 
     def pending(self) -> list[Prompt]:
-        """The prompts without an answer, in their order."""
+        """The prompts without an answer, in their order.
+
+        Raises:
+            ValueError: a line of a file that is no answer, or none to these prompts.
+        """
         there = {path: self._read(path) for path in self.order}
         return [
             own for path, prompts in self.order.items() for name, own in prompts.items() if name not in there[path]
@@ -129,7 +133,11 @@ class Kept:
                 os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """All answers into their files, in the order of the prompts. Of the first process, when all are done."""
+        """All answers into their files, in the order of the prompts. Of the first process, when all are done.
+
+        Raises:
+            ValueError: a line of a file that is no answer, or none to these prompts.
+        """
         for path in self.order:
             self._gather(path, in_order=True)
 
