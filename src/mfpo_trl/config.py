@@ -241,7 +241,8 @@ class MFPOConfig(DPOConfig):
         preset = PRESETS[self.objective]
         if self.corruption == AUTO and preset.corruption is not None:
             self.corruption = preset.corruption
-            self.corruption_kwargs = {**preset.corruption_kwargs, **(self.corruption_kwargs or {})}
+            given: Any = self.corruption_kwargs  # a text has become a mapping by now
+            self.corruption_kwargs = {**preset.corruption_kwargs, **(given or {})}
 
     def _check_launch(self) -> None:
         """Refuse what would end in DeepSpeed's assertion on batch sizes: on a CPU, transformers asks for no way to communicate, so that

@@ -163,7 +163,7 @@ def test_the_card_tells_what_was_trained(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "| text (DPO, `sigmoid`) | 2.0 |" in card and "the terms anchor, " in card
     assert (
-        "| answers_of_image (SymMPO, arXiv 2506.11712) | 0.5 | `-log sigma(b [r(y_w given m) - r(y' given m)])` |"
+        "| `answers_of_image` (SymMPO, arXiv 2506.11712) | 0.5 | `-log sigma(b [r(y_w given m) - r(y' given m)])` |"
         in card
     )
     build(tmp_path, objective="symmpo").create_model_card()

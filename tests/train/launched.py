@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,9 @@ def main() -> int:
     Path(folder, f"rank-{rank}.part").rename(Path(folder, f"rank-{rank}.json"))
     what, _, how = deed.partition("=")
     if what != "wait" and (rank == "1" or not several):
+        # A launcher ends the other rank with this one.
+        while several and not Path(folder, "rank-0.json").exists():
+            time.sleep(0.05)
         if what == "exit":
             return int(how)
         os.kill(os.getpid(), signal.Signals[how])

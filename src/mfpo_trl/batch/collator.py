@@ -87,7 +87,7 @@ class MFPOCollator:
     """
 
     processor: ProcessorMixin
-    branches: Sequence[str | tuple[str, str]] = BRANCHES
+    branches: Sequence[BranchName] = BRANCHES
     dispreferred: DispreferredImages = field(default_factory=DispreferredImages)
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
@@ -98,7 +98,7 @@ class MFPOCollator:
 
     def __post_init__(self):
         try:
-            self.branches: tuple[BranchName, ...] = tuple(map(branch_of, self.branches))
+            self.branches = tuple(map(branch_of, self.branches))
         except ValueError as error:
             raise ValueError(f"branches of the collator: {error}") from None
         if self.layout not in LAYOUTS:
@@ -108,9 +108,9 @@ class MFPOCollator:
         samples = [self.encode(example) for example in examples]
         laid: list[Branch] = []
         known: dict[Any, int] = {}
-        columns = columns_of(self.branches)
-        pairs = torch.full((len(samples), len(columns)), -1)
-        for column, name in enumerate(columns):
+        branches = columns_of(self.branches)
+        pairs = torch.full((len(samples), len(branches)), -1)
+        for column, name in enumerate(branches):
             for position, sample in enumerate(samples):
                 if name in sample:
                     branch = sample[name]
@@ -124,8 +124,8 @@ class MFPOCollator:
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
             rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
-        for name in self.columns:
-            rows[COLUMN.format(name)] = torch.tensor([_number(example, name) for example in examples])
+        for own in self.columns:
+            rows[COLUMN.format(own)] = torch.tensor([_number(example, own) for example in examples])
         return {"pairs": pairs, **rows}
 
     def encode(self, example: Mapping[str, Any]) -> dict[BranchName, Branch]:
@@ -134,7 +134,9 @@ class MFPOCollator:
         Raises:
             RowError: the row cannot be used; names the row and the field.
         """
-        answers = tuple(dict.fromkeys(["chosen", "rejected", *(branch.answer for branch in self.branches)]))
+        for column in self.columns:
+            _number(example, column)
+        answers = self.answers
         texts = checked_texts(example, image_tokens(self.processor), answers[2:])
         if same_answer(example):
             self._say("equal", f"{row_name(example)}: 'chosen' equals 'rejected'; its text term teaches nothing.")
@@ -171,6 +173,11 @@ class MFPOCollator:
         for token in image_tokens(self.processor):
             prompt = prompt.replace(f"{token}\n", "").replace(token, "")
         return prompt
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns of the answers that are read."""
+        return tuple(dict.fromkeys(["chosen", "rejected", *(branch.answer for branch in self.branches)]))
 
     def _say(self, subject: str, message: str) -> None:
         """Warn of a subject once in this process."""

@@ -102,7 +102,10 @@ def attend_by_group(
     # Split, not sliced: the gradient of a slice is a tensor as large as what it was cut from.
     queries = query.split([*(length for size in sizes for length in size), padding], dim=2)
     index = _prompts_index(tuple(sizes), query.device)
-    keys, values = (_PromptsAndGroups.apply(tensor, sizes, padding, index) for tensor in (key, value))
+    keys, values = (
+        _PromptsAndGroups.apply(tensor, sizes, padding, index)  # type: ignore[no-untyped-call]
+        for tensor in (key, value)
+    )
     parts = []
     for number, (group, (prefix, _)) in enumerate(zip(grouped, sizes, strict=True)):
         if prefix:

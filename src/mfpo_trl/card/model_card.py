@@ -200,9 +200,9 @@ def other_terms(terms: Sequence[Weighted]) -> str:
     for own in terms:
         if own.term.name not in LINES:
             beta = f", b = {own.beta:g}" if own.beta is not None else ""
-            formula = own.term.formula.replace("|", " given ") or "the user's own"
+            formula = own.term.formula.replace("|", " given ").replace("`", "") or "the user's own"
             source = f" ({plain(own.term.source)})" if own.term.source not in ("", "here") else ""
-            lines.append(f"| {plain(own.term.name)}{source} | {own.weight:g} | `{plain(formula)}`{beta} |\n")
+            lines.append(f"| `{own.term.name}`{source} | {own.weight:g} | `{formula}`{beta} |\n")
     return "".join(lines)
 
 

@@ -13,6 +13,7 @@ from .. import _trl
 from ..batch import FLAT, MFPOCollator, build_collator, end_completion
 from ..config import MFPOConfig
 from ..images import DispreferredImages, check_rejected_images, region_mask, regions_per_image
+from ..objective import BranchName
 from ..rows import ROW_NUMBER, checked_texts, image_list, image_tokens, load_images, same_answer
 
 
@@ -67,16 +68,17 @@ class Look:
 
 
 class _Watched:
-    """Dispreferred images as they are made, and what was made last."""
+    """Dispreferred images as they are made, and what was made last of the first of them."""
 
     def __init__(self, make: DispreferredImages):
         self.make = make
         self.last: tuple[list[Image.Image], list[Image.Image]] | None = None
 
-    def __call__(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[Image.Image]:
-        self.last = None
-        made = self.make(row, images)
-        self.last = list(images), made
+    def __call__(self, row: Mapping[str, Any], images: Sequence[Image.Image], variant: int = 1) -> list[Image.Image]:
+        self.last = self.last if variant > 1 else None
+        made = self.make(row, images, variant)
+        # Of several, the first.
+        self.last = self.last or (list(images), made)
         return made
 
 
@@ -142,13 +144,13 @@ class Looker:
         return look
 
     def _without_tokens(self, row: Mapping[str, Any]) -> None:
-        checked_texts(row)
+        checked_texts(row, further=self.collator.answers[2:])
         images = load_images(row, "image") or []
         check_rejected_images(row, len(images))
         if images and any(branch.variant for branch in self.collator.branches):
             self.watched(row, images)
 
-    def _count(self, look: Look, sample: Mapping[str, Any]) -> None:
+    def _count(self, look: Look, sample: Mapping[BranchName, Any]) -> None:
         tokenizer = self.processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids(list(image_tokens(self.processor)))
         for name, branch in sample.items():

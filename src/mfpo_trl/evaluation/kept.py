@@ -139,7 +139,7 @@ class Kept:
 
     def _gather(self, path: Path, in_order: bool) -> None:
         others = _of_others(path)
-        found = {}
+        found: dict[str, Any] = {}
         for own in (path, *others):
             found |= self._read(own, path)
         if in_order:

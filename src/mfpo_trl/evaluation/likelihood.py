@@ -9,7 +9,7 @@ import torch
 
 from .. import _trl
 from ..batch import MFPOCollator, choose_layout, prepare
-from ..objective import BRANCHES, of_pairs, split_batch
+from ..objective import BRANCHES, CHOSEN, BranchName, columns_of, of_pairs, split_batch
 from .generate import Decoding, placed, plain_generation
 
 
@@ -39,7 +39,7 @@ class Answers:
         Raises:
             RowError: a row that cannot be used.
         """
-        collator = replace(self.collator, branches=tuple(answers))
+        collator = replace(self.collator, branches=tuple(BranchName("image", own) for own in answers))
         parts = [self._batch(collator, batch) for batch in _batches(rows, self.size)]
         logps, tokens = zip(*parts, strict=True)
         return np.concatenate(logps), np.concatenate(tokens)
@@ -51,8 +51,9 @@ class Answers:
         replay = _trl.Replay(self.model, inputs, branches.to(self.model.device), pairs.to(self.model.device))
         replay.score()
         logps = replay.outputs.log_probs.double().sum(dim=1)
+        every = columns_of(collator.branches)
         columns = [
-            (of_pairs(logps, replay.pairs, own), of_pairs(replay.branches[:, 2], replay.pairs, own))
+            (of_pairs(logps, replay.pairs, own, every), of_pairs(replay.branches[:, 2], replay.pairs, own, every))
             for own in collator.branches
         ]
         values, counts = zip(*columns, strict=True)
@@ -65,8 +66,8 @@ class Answers:
         Raises:
             RowError: a row that cannot be used.
         """
-        collator = replace(self.collator, branches=("chosen",))
-        prompts = [collator.encode(row)["chosen"].prompt for row in rows]
+        collator = replace(self.collator, branches=(CHOSEN,))
+        prompts = [collator.encode(row)[CHOSEN].prompt for row in rows]
         alike: dict[Any, list[int]] = {}
         for n, prompt in enumerate(prompts):
             # Rows of one length need no padding, and what is padded may be answered otherwise.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...objective import CHOSEN
 from ...rows import row_error
 from ...weights import safetensors_only
 from .semantic_entropy import Sampling, SemanticEntropy, entailment, placed
@@ -171,7 +172,7 @@ def _load(options: Options) -> tuple[Any, Any]:
         processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"model {options.model!r} cannot be loaded: {error}") from error
-    return model.to(device).eval(), MFPOCollator(processor, branches=("chosen",))
+    return model.to(device).eval(), MFPOCollator(processor, branches=(CHOSEN,))
 
 
 DIFFICULTIES: dict[str, Callable[[Options], Scorer | None]] = {

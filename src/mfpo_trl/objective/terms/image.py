@@ -25,7 +25,7 @@ def image_frozen(ratios: LogRatios, beta: float) -> Tensor:
 
 def second_image(ratios: LogRatios, beta: float) -> Tensor:
     """The image term of a second chosen answer."""
-    return preferred(*(ratios[own] for own in SECOND), beta)
+    return preferred(ratios[SECOND[0]], ratios[SECOND[1]], beta)
 
 
 def either(ratios: LogRatios, beta: float) -> Tensor:
