@@ -57,8 +57,8 @@ def test_models_can_be_loaded_and_nothing_is_pickled(story, name):
 def walk(heading: str) -> list[list[str]]:
     """The commands under a heading of the page on evaluation, behind the demo itself."""
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    block = re.search(rf"^## {heading}\n.*?^```bash\n(.*?)^```", page, re.S | re.M)[1]
-    lines = block.replace("\\\n", " ").splitlines()
+    section = re.search(rf"^## {heading}\n(.*?)^## ", page, re.S | re.M)[1]
+    lines = "".join(re.findall(r"^```bash\n(.*?)^```", section, re.S | re.M)).replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if not line.startswith("mfpo demo ")]
 
 
@@ -77,6 +77,11 @@ def test_the_walk_of_the_docs(story, tmp_path, monkeypatch):
     assert figures["differences"]["all"]["chair_s"]["value"] == pytest.approx(
         results["scores"]["MFPO"]["chair_s"] - results["scores"]["base"]["chair_s"]
     )
+    looks = json.loads((folder / "looks" / "reliance.json").read_text())
+    groups = ("answers", "preference", "preference_by_reward", "rewards", "key_regions")
+    assert all(own["n"] == QUICK.scenes_to_test for group in groups for own in looks[group].values())
+    assert (folder / "looks" / "reliance.html").read_text().count("<article>") == 8
+    LlavaForConditionalGeneration.from_pretrained(folder / "merged")
 
 
 def test_objects_of_two_words_are_found(story):
