@@ -10,7 +10,6 @@ import tiny
 import torch
 from peft import (
     IA3Config,
-    LoHaConfig,
     LoraConfig,
     PeftModel,
     PrefixTuningConfig,
@@ -136,7 +135,6 @@ ADAPTERS = {
     "embeddings": lambda f: adapter(f, LoraConfig(target_modules=["embed_tokens", "q_proj"])),
     "PiSSA": lambda f: adapter(f, LoraConfig(target_modules=LANGUAGE, init_lora_weights="pissa")),
     "IA3": lambda f: adapter(f, IA3Config(target_modules=r".*(k|v|down)_proj", feedforward_modules=r".*down_proj")),
-    "LoHa": lambda f: adapter(f, LoHaConfig(target_modules=LANGUAGE)),
     "a reference beside it": saved_reference,
 }
 
@@ -158,7 +156,6 @@ QUANTISED = {
     "4 bits": (NF4, ["--load-in-4bit"]),
     "DoRA": (NF4, ["--load-in-4bit"]),
     "4 bits, scales too": (NF4 | {"bnb_4bit_use_double_quant": True}, ["--load-in-4bit", "--use-bnb-nested-quant"]),
-    "FP4": (NF4 | {"bnb_4bit_quant_type": "fp4"}, ["--load-in-4bit", "--bnb-4bit-quant-type", "fp4"]),
     "a base that is stored in 4 bits": (NF4, []),
     "as the card tells": (NF4 | {"bnb_4bit_use_double_quant": True}, []),
 }
