@@ -163,7 +163,7 @@ def test_score_reads_what_is_written(name, folder, tmp_path, capsys):
     kept.add((prompt, "Yes") for prompt in reversed(prompts))
     kept.finish()
     (command,) = [line for line in told(args, kept, 1, 1).splitlines() if line.startswith("Score them: mfpo score ")]
-    (tmp_path / "verdicts.jsonl").write_text("")
+    (tmp_path / "verdicts.jsonl").write_text('{"judge": "j", "prompt": "p", "answer": "a", "verdict": "rating: 3"}\n')
     more = ["--verdicts", str(tmp_path / "verdicts.jsonl"), "--judge-model", "j"] if name in NEEDS_A_JUDGE else []
     status = score([*command.removeprefix("Score them: mfpo score ").split(), *more])
     said = capsys.readouterr()
