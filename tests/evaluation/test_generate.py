@@ -14,10 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 from stand_in_chat import StandInChat, text_of
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 
 from mfpo_trl.evaluation import run_generate
-from mfpo_trl.evaluation.generate import Decoding, answer
+from mfpo_trl.evaluation.generate import Decoding, answer, encode
 from mfpo_trl.evaluation.own_prompts import read_own
 from mfpo_trl.evaluation.prompts import Prompt, one_turn
 
@@ -194,7 +195,7 @@ def test_two_processes(folder, whole):
     (done,) = launches.run_warm([*command, "--output", path])
     assert done.returncode == 0, done.stderr[-3000:]
     assert path.read_bytes() == whole.read_bytes() and not list(folder.glob("two.jsonl.process-*"))
-    assert done.stdout.count("11 answers, 7 of them new of 2 processes") == 1
+    assert done.stdout.count("11 answers, 7 of them new by 2 processes") == 1
 
 
 OTHER = {
@@ -379,6 +380,19 @@ def test_equal_ids_and_broken_pictures(tmp_path, folder, capsys):
 
 
 # Families
+
+
+@pytest.mark.parametrize("template", [tiny.LLAVA_TEMPLATE, "<s>" + tiny.LLAVA_TEMPLATE])
+def test_one_beginning(template):
+    """By the template or by the tokenizer, as in transformers' own chats: once."""
+    own = tiny.processor(template)
+    begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", own.tokenizer.bos_token_id)])
+    own.tokenizer.backend_tokenizer.post_processor = begin
+    messages = one_turn("what is it?", 1)
+    turn = {"role": "user", "content": [{"type": "image", "image": tiny.picture(1)}, messages[0]["content"][1]]}
+    theirs = own.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    ours = encode(own, [Prompt({}, messages, lambda: [tiny.picture(1)])])["input_ids"][0].tolist()
+    assert ours == list(theirs[0]) and ours.count(own.tokenizer.bos_token_id) == 1
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

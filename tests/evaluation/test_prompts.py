@@ -224,11 +224,11 @@ WITHOUT = {
 BARE = {
     "amber": (
         "image/AMBER_1.jpg",
-        "1 of the 2 pictures of amber not, the first of them AMBER_1.jpg; get them from the archive",
+        "lacks 1 of the 2 pictures of amber, the first of them AMBER_1.jpg; get them from the archive",
     ),
     "chair": ("val2014/COCO_val2014_000000000042.jpg", "image 42: its file is named by that number"),
     "pope": ("val2014/COCO_val2014_000000000042.jpg", "get them from val2014.zip of http://images.cocodataset.org"),
-    "mmhal": ("images/123_abc_o.jpg", "the first of them 123_abc_o.jpg; get them from that data set"),
+    "mmhal": ("images/123_abc_o.jpg", "the first of them 123_abc_o.jpg; get them from the same data set"),
     "hallusionbench": ("hallusion_bench/VS/chart/0_1.png", "get them from hallusion_bench.zip"),
 }
 
@@ -251,8 +251,11 @@ def test_no_folder_at_all(name, tmp_path, capsys):
     for more in ([], ["--data", str(tmp_path / "nowhere")]):
         assert run_generate(["--benchmark", name, "--model", "m", "--output", str(tmp_path / "a.jsonl"), *more]) == 1
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "get " in said
-        assert all(own in said for own in (*BENCHMARKS[name].files.values(), BENCHMARKS[name].source))
+        assert said.count("\n") == 1
+        assert all(
+            own in said
+            for own in (*BENCHMARKS[name].files.values(), BENCHMARKS[name].source, BENCHMARKS[name].pictures)
+        )
 
 
 @pytest.mark.parametrize(
@@ -341,5 +344,5 @@ def test_the_published_files(tmp_path):
         ValueError, match=r"no coco_pope_random.json, no coco_pope_popular.json; .*--parts adversarial"
     ):
         read_prompts("pope", folder)
-    with pytest.raises(ValueError, match="500 of the 500 pictures of pope not"):
+    with pytest.raises(ValueError, match="lacks 500 of the 500 pictures of pope"):
         read_prompts("pope", folder, ["adversarial"])

@@ -11,7 +11,7 @@ from .generate import Decoding, answer, opened, share, versions, weights_told
 from .kept import Kept
 from .options import DTYPES
 from .own_prompts import read_own
-from .prompts import BENCHMARKS, Prompt, read_prompts, spread
+from .prompts import BENCHMARKS, Prompt, needed, read_prompts, spread
 
 Answers = Iterator[list[tuple[Prompt, str]]]
 
@@ -143,10 +143,7 @@ def check_options(args: argparse.Namespace) -> None:
             "--adapter, --load-in-4bit, --dtype and --num-beams are of a model that is loaded here; the server has its own"
         )
     if args.benchmark is not None and args.data is None:
-        own = BENCHMARKS[args.benchmark]
-        sources = "; ".join(f"get {one}" for one in (own.source, own.pictures) if one)
-        what = ", ".join(own.files.values()) or "its pictures"
-        raise ValueError(f"--benchmark {args.benchmark} needs --data, a folder with {what}: {sources}")
+        raise ValueError(f"--benchmark {args.benchmark} needs --data, a folder with {needed(args.benchmark)}")
     for name in ("batch_size", "concurrency", "rows"):
         if (own := getattr(args, name)) is not None and own < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {own}; expected at least 1")
@@ -314,7 +311,7 @@ def keep(source: Answers, kept: Kept, total: int, pending: int, processes: Proce
 def told(args: argparse.Namespace, kept: Kept, total: int, new: int, processes: int = 1) -> str:
     """What is said in the end: where the answers are, and how they are scored."""
     paths = list(kept.order)
-    whose = f" of {processes} processes" if processes > 1 else ""
+    whose = f" by {processes} processes" if processes > 1 else ""
     lines = [f"{total:,} answers, {new:,} of them new{whose}, are in {', '.join(map(str, paths))}"]
     if args.benchmark is not None:
         lines.append(

@@ -141,7 +141,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "mmhal": Benchmark(
         files={"": mmhal.FILE},
         source=mmhal.SOURCE,
-        pictures="that data set too (pictures of OpenImages, CC BY 2.0), into a folder images",
+        pictures="the same data set (of OpenImages, CC BY 2.0), into a folder images",
         question="question",
         row=lambda row, where: {"id": mmhal.name(row, where)},
         picture=lambda row: PurePosixPath(str(row["image_src"])).name,
@@ -180,8 +180,7 @@ def read_prompts(
             f"{name} has no part {unknown[0]!r}{f'; it has {there}' if there else ' and no parts at all'}"
         )
     if not folder.is_dir():
-        what = ", ".join(benchmark.files.values()) or "the pictures"
-        raise ValueError(f"there is no folder {folder}; it should hold {what}: {_sources(benchmark)}")
+        raise ValueError(f"there is no folder {folder}; get {needed(name)}")
     asked = []
     if not benchmark.files:
         asked = [
@@ -193,15 +192,20 @@ def read_prompts(
     pictures = Pictures(folder)
     found = [_prompt(benchmark, part, row, where, pictures, question, behind) for part, row, where in asked]
     if pictures.missing:
+        total = len(pictures.missing) + len(pictures.found)
         raise ValueError(
-            f"{folder} has {len(pictures.missing):,} of the {len(pictures.missing) + len(pictures.found):,} pictures of {name} "
-            f"not, the first of them {next(iter(pictures.missing))}; get them from {benchmark.pictures}"
+            f"{folder} lacks {len(pictures.missing):,} of the {total:,} pictures of {name}, the first of them "
+            f"{next(iter(pictures.missing))}; get them from {benchmark.pictures}"
         )
     return found
 
 
-def _sources(benchmark: Benchmark) -> str:
-    return "; ".join(f"get {own}" for own in (benchmark.source, benchmark.pictures) if own)
+def needed(name: str) -> str:
+    """What the folder of a benchmark must hold, from where and under which licence."""
+    own = BENCHMARKS[name]
+    questions = f"{', '.join(own.files.values())} of {own.source}" if own.files else ""
+    pictures = f"its pictures: {own.pictures}" if own.pictures else ""
+    return "; ".join(filter(None, (questions, pictures)))
 
 
 def question_files(name: str, folder: Path, parts: Sequence[str] = ()) -> dict[str, Path]:
