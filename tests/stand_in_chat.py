@@ -5,6 +5,7 @@ with StandInChat(answer=lambda body: "Yes") as server:
     list(complete(requests, Endpoint(server.url, "model")))
 """
 
+import contextlib
 import json
 import socket
 import threading
@@ -67,14 +68,12 @@ class Handler(BaseHTTPRequestHandler):
             own.seen.append({"path": self.path, "body": body, "headers": dict(self.headers)})
             due = own.faults.get(text_of(body))
             fault = due.pop(0) if due else None
-        try:
-            time.sleep(own.pause)
+        time.sleep(own.pause)
+        with own.lock:
+            # Who has the answer may ask again before this thread goes on.
+            own.at_once -= 1
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.reply(fault, body)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with own.lock:
-                own.at_once -= 1
 
     def reply(self, fault, body):
         key = self.headers.get("Authorization")
