@@ -114,8 +114,9 @@ def test_private_names_of_trl_are_in_one_place(path):
 
 
 def test_no_two_files_of_tests_have_one_name():
-    """pytest imports them by it."""
-    names = [path.name for path in Path(__file__).parent.rglob("*.py")]
+    """pytest imports them by it, and the benchmarks as well."""
+    own = Path(__file__).parent
+    names = [path.name for path in (*own.rglob("*.py"), *(own.parent / "benchmarks").glob("*.py"))]
     assert len(set(names)) == len(names)
 
 

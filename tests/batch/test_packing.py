@@ -140,7 +140,7 @@ def test_no_token_of_an_answer_is_scored_by_what_comes_after_it(family):
         with torch.no_grad():
             replay.score()
         scored.append(replay.outputs.log_probs[0])
-        answers.append(collator.encode(row)["chosen"].completion)
+        answers.append(collator.encode(row)["image", "chosen"].completion)
     alike = next(n for n, (one, two) in enumerate(zip(*answers, strict=False)) if one != two)
     assert 0 < alike < min(map(len, answers))
     torch.testing.assert_close(scored[0][:alike], scored[1][:alike], rtol=1e-5, atol=1e-5)

@@ -228,7 +228,7 @@ def test_rao_blackwell_weighs_by_the_models_own_probabilities(folder, rows):
     for row in rows[:3]:
         seen.clear()
         _, logps = score.sample(row)
-        prompt = score.collator.encode(row)["chosen"].prompt
+        prompt = score.collator.encode(row)["image", "chosen"].prompt
         length, pixels = len(prompt.tokens["input_ids"]), prompt.vision
         for tokens, found in zip(seen["tokens"].tolist(), logps, strict=True):
             end = next((n + 1 for n, token in enumerate(tokens) if token in (2, 5)), len(tokens))

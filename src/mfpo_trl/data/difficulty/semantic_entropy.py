@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...objective import CHOSEN
 from ...rows import load_images, plain_text, row_digest, row_error, row_generator
 from ...weights import safetensors_only
 
@@ -170,7 +171,7 @@ class SemanticEntropy:
         """M answers to a row, and with `rao_blackwell` the mean log-probability of each one's tokens, in nats."""
         import torch
 
-        prompt, count = self.collator.encode(row)["chosen"].prompt, self.sampling.samples
+        prompt, count = self.collator.encode(row)[CHOSEN].prompt, self.sampling.samples
         # Copies of the row instead of `num_return_sequences`, which for some models puts the images of a row with several
         # of them into the wrong order. The tower encodes equal images once.
         inputs = {name: values.repeat(count, 1) for name, values in prompt.tokens.items()}

@@ -1,6 +1,6 @@
 """How many kernels the packed attention starts in a step, and what starting them costs beside the step itself.
 
-    python benchmarks/launches.py                     # 32 groups, 32 layers, as in docs/scaling.md
+    python benchmarks/kernel_launches.py                     # 32 groups, 32 layers, as in docs/scaling.md
 
 Every PyTorch operation of one layer's packed attention that computes is counted as a launch, forward and backward with
 gradient checkpointing (the forward runs twice); views and allocations are not. The attention's own backward is counted as
