@@ -85,7 +85,7 @@ def attend_by_group(
 
     A prompt attends to itself causally, and all branches of a group to that group in one call: nothing is computed
     between groups, nor from a prompt to its branches. Every group costs launches in every layer, so that what is not
-    attention itself is done once for all groups (`benchmarks/launches.py` counts).
+    attention itself is done once for all groups (`benchmarks/kernel_launches.py` counts).
 
     Args:
         attend: (query, key, value, mask) -> (1, T', heads, D); a mask of None is a causal one, else it is added to the
