@@ -116,6 +116,7 @@ def check_arguments(
         # One of the caller's own may read any column.
         for name, dataset in datasets.items():
             check_image_columns(dataset, name)
+        check_columns(args, datasets)
     if args.sync_ref_model and args.precompute_ref_log_probs:
         raise ValueError(
             "sync_ref_model=True moves the reference while training, and precompute_ref_log_probs=True takes its values before; "
@@ -159,6 +160,27 @@ def check_arguments(
             "precompute_ref_log_probs=True stores the log-probabilities that `ld_alpha` has weighted, and the anchor "
             "needs them unweighted; set anchor_loss_weight=0, ld_alpha=None or precompute_ref_log_probs=False"
         )
+
+
+def check_columns(args: MFPOConfig, datasets: Mapping[str, Any]) -> None:
+    """Refuse data sets without a column that the objective reads in every row.
+
+    Args:
+        datasets: by the names of their arguments.
+
+    Raises:
+        ValueError: names the column and the term.
+    """
+    for own in args.terms:
+        answers = [branch.answer for branch in own.term.reads if branch.answer not in ("chosen", "rejected")]
+        for name, dataset in datasets.items():
+            columns = getattr(dataset, "column_names", None)
+            for column in (*answers, *own.term.columns):
+                if columns is not None and column not in columns:
+                    raise ValueError(
+                        f"{name} has no column {column!r}, which term {own.term.name!r} of objective={args.objective!r} reads in "
+                        "every row; docs/objectives.md says what each objective needs"
+                    )
 
 
 def slow_adapter(args: DPOConfig) -> str | None:

@@ -250,6 +250,15 @@ REFUSALS = [
         "are all 0: there is nothing to train on", "--text_loss_weight 0 --image_loss_weight 0 --anchor_loss_weight 0"
     ),
     Refusal("{} is {}; expected {}", "--image_loss_weight -1", at="config._check"),
+    Refusal("objective is {}; expected {}", "--objective mfop"),
+    Refusal("the weight of term {} is {}", """--objective_terms '{{"image": -1}}'"""),
+    Refusal("the beta of term {} is {}", """--objective_terms '{{"image": {{"beta": 0}}}}'"""),
+    Refusal("has the option {}; expected 'weight' and 'beta'", """--objective_terms '{{"image": {{"wieght": 1}}}}'"""),
+    Refusal("term {} is unknown; expected {}, or package", """--objective_terms '{{"imge": 1}}'"""),
+    Refusal("term {} cannot be imported: {}", """--objective_terms '{{"nowhere.at_all:term": 1}}'"""),
+    Refusal("term {} has no {}; a term has a name", """--objective_terms '{{"json:dumps": 1}}'"""),
+    Refusal("has no column {}, which term {} of objective={} reads", "--objective symmpo"),
+    Refusal("the share of the region must lie", """--corruption mask --corruption_kwargs '{{"share": 2}}'"""),
     Refusal("corruption_kwargs cannot name a 'donor'", """--corruption swap --corruption_kwargs '{{"donor": 1}}'"""),
     Refusal("unknown noise schedule", """--corruption_kwargs '{{"schedule": "steep"}}'"""),
     Refusal("the noise step must be a whole number", """--corruption_kwargs '{{"step": 5000}}'"""),
@@ -385,8 +394,6 @@ REFUSALS = [
     Refusal("has no place for its image, and that of row {} has one", data="some places for images"),
     Refusal("row {}, field {}: {}", data="paths that lead nowhere", at="train.paths.whole"),
     Refusal("names files of images ({}), and no image is read", "--image_root {folder}", "a column of paths"),
-    Refusal("must be a folder, and is {}", "--image_root {folder}/nowhere"),
-    Refusal("the data set holds images alone", data="images alone"),
     Refusal("holds images, and no image is read", data="picture"),
     Refusal("holds images, and no image is read", "--dataset_streaming", "picture"),
     # The order of the rows
@@ -518,6 +525,9 @@ REFUSALS = [
 ]
 
 THEIRS = [
+    # The building of data
+    Refusal("must be a folder, and is {}", "--image_root {folder}/nowhere"),
+    Refusal("the data set holds images alone", data="images alone"),
     # DPOTrainer and DPOConfig
     Refusal("Can't load image processor for", model="without_processor"),
     Refusal("truncation_mode='keep_end' is not supported for vision-language models", "--truncation_mode keep_end"),
@@ -616,6 +626,13 @@ LATER = {
     "arguments.check_arguments: context and sequence parallelism": API,
     "arguments.check_arguments: compute_metrics reads the logits": API,
     "arguments.check_arguments: include_for_metrics='inputs' would hand": API,
+    "objective.chosen.terms_of: two terms are called": API,
+    "objective.chosen.checked: expected a function of log-ratios": API,
+    "objective.names.branch_of": API,
+    "objective.terms.table.checked_losses": RUNNING,
+    "rows.schema.check_answers: the objective reads this answer": "a column that is there and empty in a row that is not looked at",
+    "batch.collator._number": "a column that is there, and not filled in a row that is not looked at",
+    "check.benchmarks.of_folder": OWN,
     "objective.branches.check_scored": API,
     "objective.branches.check_batch": API,
     "card.scores._checked": "files of scores, which are read when the card is written",

@@ -214,25 +214,54 @@ def test_a_term_that_returns_something_else(loss, words, tmp_path):
 @pytest.mark.parametrize(
     ("name", "column", "words"),
     [
-        ("mmedpo", "weight", "field 'weight': is missing; the objective needs a number in every row"),
-        ("dadpo", "beta_scale", "field 'beta_scale': is missing; the objective needs a number in every row"),
+        (
+            "mmedpo",
+            "weight",
+            "train_dataset has no column 'weight', which term 'weighted_noisy_rejected' of objective='mmedpo'",
+        ),
+        ("dadpo", "beta_scale", "train_dataset has no column 'beta_scale', which term 'scaled_text'"),
         (
             "symmpo",
             "rejected_image_chosen",
-            "field 'rejected_image_chosen': is missing; the objective reads this answer",
+            "train_dataset has no column 'rejected_image_chosen', which term 'answers_of_image'",
         ),
-        ("svco", "rejected_image_chosen", "field 'rejected_image_chosen': is missing"),
-        ("mfpo-sym", "rejected_image_chosen", "field 'rejected_image_chosen': is missing"),
-        ("opa", "chosen_2", "field 'chosen_2': is missing"),
-        ("lpoi", "rejected_images_4", "field 'rejected_images_4': is missing, and corruption='none' makes none"),
-        ("misp", "rejected_images_2", "field 'rejected_images_2': is missing, and corruption='none' makes none"),
+        ("svco", "rejected_image_chosen", "train_dataset has no column 'rejected_image_chosen'"),
+        ("mfpo-sym", "rejected_image_chosen", "train_dataset has no column 'rejected_image_chosen'"),
+        ("opa", "chosen_2", "train_dataset has no column 'chosen_2'"),
+        (
+            "lpoi",
+            "rejected_images_4",
+            "row [0-2] .*field 'rejected_images_4': is missing, and corruption='none' makes none",
+        ),
+        (
+            "misp",
+            "rejected_images_2",
+            "row [0-2] .*field 'rejected_images_2': is missing, and corruption='none' makes none",
+        ),
     ],
 )
 def test_a_column_that_an_objective_needs(name, column, words, tmp_path):
-    """One sentence that names the row and the column, with the first batch."""
-    trainer = build(tmp_path, rows(column), objective=name)
-    with pytest.raises(ValueError, match=f"row [0-2] .*{words}"):
-        trainer.train()
+    """One sentence that names the column before anything is loaded, or, of images that may be made, the row with the first batch."""
+    with pytest.raises(ValueError, match=words):
+        build(tmp_path, rows(column), objective=name).train()
+
+
+@pytest.mark.parametrize(
+    ("changed", "objective", "words"),
+    [
+        ({"weight": float("nan")}, "mmedpo", "field 'weight': is 'nan'; the objective needs a number in every row"),
+        ({"beta_scale": None}, "dadpo", "field 'beta_scale': is missing; the objective needs a number in every row"),
+        (
+            {"rejected_image_chosen": None},
+            "symmpo",
+            "field 'rejected_image_chosen': is missing; the objective reads this",
+        ),
+        ({"chosen_2": [{"role": "assistant", "content": " "}]}, "opa", "field 'chosen_2': is empty"),
+    ],
+)
+def test_a_row_without_what_an_objective_reads(changed, objective, words, tmp_path):
+    with pytest.raises(ValueError, match=f"row [0-3] .*{words}"):
+        build(tmp_path, rows(**changed), objective=objective).train()
 
 
 def test_branches_of_an_objective_share_their_rows(tmp_path):

@@ -80,9 +80,9 @@ def check_answers(row: Mapping[str, Any], names: Sequence[str] = ("chosen", "rej
     """
     for field in names:
         if row.get(field) is None:
-            needs = "a preference row needs both 'chosen' and 'rejected'"
-            needs = needs if field in ("chosen", "rejected") else "the objective reads this answer in every row"
-            raise row_error(row, field, f"is missing; {needs}")
+            if field not in ("chosen", "rejected"):
+                raise row_error(row, field, "is missing; the objective reads this answer in every row")
+            raise row_error(row, field, "is missing; a preference row needs both 'chosen' and 'rejected'")
         messages = not isinstance(row[field], str)
         if messages and not (isinstance(row[field], Sequence) and all(isinstance(m, Mapping) for m in row[field])):
             raise row_error(row, field, f"is {str(row[field])[:60]!r}; expected a string or a list of messages")
