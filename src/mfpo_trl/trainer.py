@@ -48,6 +48,7 @@ from .batch import (
 from .card import MFPO_CITATION, Training, write_model_card
 from .hub import push_checkpoint, push_model, tokens_hidden
 from .objective import (
+    BRANCHES,
     CLIPPED,
     BranchName,
     LogRatios,
@@ -351,6 +352,9 @@ class MFPOTrainer(DPOTrainer):
         policy.score(**({"output_router_logits": True} if self.aux_loss_enabled else {}))
         text_inputs = policy.preference_inputs()
         reference_logps = self._reference_logps(policy, text_inputs, cached)
+        if not has_tables:
+            # Of a batch in TRL's layout, there are these two.
+            reference_logps = {branch: reference_logps[branch] for branch in BRANCHES[:2]}
 
         logratios = LogRatios(
             {branch: of_pairs(policy.logps, policy.pairs, branch, self.columns) for branch in reference_logps},

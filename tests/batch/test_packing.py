@@ -182,8 +182,8 @@ def test_a_batch_by_hand():
     collator = MFPOCollator(processor, layout=PACKED_ROW, add_eos=False)
     batch = collator([row])
     encoded = collator.encode(row)
-    prompt = encoded["chosen"].prompt.tokens["input_ids"].tolist()
-    chosen, rejected = encoded["chosen"].completion, encoded["rejected"].completion
+    prompt = encoded["image", "chosen"].prompt.tokens["input_ids"].tolist()
+    chosen, rejected = encoded["image", "chosen"].completion, encoded["image", "rejected"].completion
     last = prompt[-1:]
     assert batch["input_ids"].tolist() == [prompt[:-1] + last + chosen[:-1] + last + rejected[:-1]]
     prefix = len(prompt) - 1

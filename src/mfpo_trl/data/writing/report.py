@@ -140,11 +140,11 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
 
 def _commonest(reports: Sequence[Mapping[str, Any]]) -> str:
     """What a build without rows says of its commonest reason, and of its first row where the rows differ in it."""
-    all_reasons = [one["reason"] for report in reports for one in report["rejected"]]
-    for reason, count in Counter(map(kind, all_reasons)).most_common(1):
-        first = next(own for own in all_reasons if kind(own) == reason)
-        said = f", {count} of {len(all_reasons)} because: {reason}"
-        return f"{said}; the first: {first}" if "…" in reason else said
+    rejected = [one for report in reports for one in report["rejected"]]
+    for reason, count in Counter(kind(one["reason"]) for one in rejected).most_common(1):
+        first = next(one for one in rejected if kind(one["reason"]) == reason)
+        said = f", {count} of {len(rejected)} because: {reason}"
+        return f"{said}; the first: row {first['row']}, {first['reason']}" if "…" in reason else said
     return ""
 
 
