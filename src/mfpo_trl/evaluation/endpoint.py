@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import queue
+import re
 import ssl
 import threading
 import time
@@ -329,10 +330,8 @@ def _asked_wait(text: str | None) -> float | None:
     """Seconds of a `Retry-After`, which is a number or a date; None where it is neither."""
     if text is None:
         return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", text):
+        return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
