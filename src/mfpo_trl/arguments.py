@@ -1,22 +1,35 @@
 """The arguments of a trainer, before anything is loaded."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from accelerate.logging import get_logger
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from trl import DPOConfig
 
 from ._trl import NumberedRows, model_id
+from .batch import MFPOCollator
 from .config import MFPOConfig
 from .hub import check_strategy
 from .images import check_recipes
+from .objective.terms import Weighted
 from .order import check_curriculum, check_difficulties, check_grouping, check_stage_arguments
 from .reference import check_cacheable
-from .rows import check_dataset, check_image_columns, has_image_column, image_tokens
+from .rows import (
+    check_dataset,
+    check_image_columns,
+    has_image_column,
+    has_images,
+    image_tokens,
+    is_stored,
+    rows_without_regions,
+)
 from .weights import refuse_pickles, safetensors_only
+
+logger = get_logger(__name__)
 
 SLOW = 1e-6
 """TRL's default learning rate, which is meant for whole models."""
@@ -150,6 +163,12 @@ def check_arguments(
         )
     if cached:
         check_cacheable(datasets, data_collator)
+    for own in args.terms:
+        if args.precompute_ref_log_probs and (own.term.tokens or own.term.logits):
+            raise ValueError(
+                f"term {own.term.name!r} reads single tokens of the reference, and precompute_ref_log_probs=True keeps sums; set it "
+                "to False"
+            )
     if (
         args.precompute_ref_log_probs
         and not cached
@@ -181,6 +200,55 @@ def check_columns(args: MFPOConfig, datasets: Mapping[str, Any]) -> None:
                         f"{name} has no column {column!r}, which term {own.term.name!r} of objective={args.objective!r} reads in "
                         "every row; docs/objectives.md says what each objective needs"
                     )
+
+
+def readable_terms(
+    terms: Sequence[Weighted], dataset: Any, collator: Any, has_vision_data: bool
+) -> tuple[Weighted, ...]:
+    """The terms that find something to read in the training data; what that leaves out is said in the log.
+
+    Args:
+        terms: of the objective.
+        dataset: the training data.
+        collator: that makes the batches.
+        has_vision_data: whether TRL takes the data set for one with images.
+
+    Raises:
+        ValueError: none does, or one reads what batches of texts alone do not tell.
+    """
+    seen = has_vision_data and has_images(dataset)
+    own_collator = isinstance(collator, MFPOCollator)
+    kept = tuple(own for own in terms if seen or all(branch.image == "image" for branch in own.term.reads))
+    if not kept:
+        raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
+    if len(kept) < len(terms):
+        what = "data set" if isinstance(dataset, Dataset) else "stream's first row, so none is read later"
+        logger.warning(f"No image in the {what}: the image term has nothing to read, the other terms are trained.")
+    elif any(branch.image != "image" for own in terms for branch in own.term.reads):
+        _say_what_is_corrupted(dataset, collator)
+    for own in kept:
+        if not own_collator and not has_vision_data and (own.term.changed or own.term.columns):
+            read = "which tokens differ" if own.term.changed else f"the column {own.term.columns[0]!r}"
+            raise ValueError(
+                f"term {own.term.name!r} reads {read} from the rows, which TRL's batches of texts do not tell; it needs a data set "
+                "with a column of images, or a MFPOCollator as data_collator"
+            )
+    return kept
+
+
+def _say_what_is_corrupted(dataset: Any, collator: Any) -> None:
+    if not isinstance(collator, MFPOCollator):
+        logger.warning(
+            "A data_collator of your own is used: the image term is trained only where its batches have the tables "
+            "that MFPOCollator writes ('pairs', 'branches')."
+        )
+    elif is_stored(dataset) and collator.dispreferred.falls_back:
+        bare = rows_without_regions(dataset)
+        if bare:
+            logger.warning(
+                f"{bare} of {len(dataset)} rows have an image and no key_regions: their whole image is "
+                "corrupted. `mfpo build` finds regions; corruption_region='global' means the whole image everywhere."
+            )
 
 
 def slow_adapter(args: DPOConfig) -> str | None:

@@ -31,11 +31,11 @@ from .arguments import (
     loading_a_reference,
     loading_safetensors,
     named_evaluations,
+    readable_terms,
     slow_adapter,
 )
 from .batch import (
     FLAT,
-    Layout,
     MFPOCollator,
     build_collator,
     choose_layout,
@@ -48,28 +48,22 @@ from .batch import (
 from .card import MFPO_CITATION, Training, write_model_card
 from .hub import push_checkpoint, push_model, tokens_hidden
 from .objective import (
-    BRANCHES,
-    CLIPPED,
-    BranchName,
     LogRatios,
-    Tally,
+    StepMetrics,
     batch_metrics,
     check_batch,
     check_scored,
     columns_of,
     from_preference_batch,
-    has_branch,
-    masked_mean,
-    modality_balance,
     numbers_of,
-    of_pairs,
     split_batch,
+    term_losses,
 )
-from .objective.terms import Term, Weighted, branches_read, checked_losses, row_columns
+from .objective.terms import Term, Weighted, branches_read, reads_logits, reads_tokens, row_columns
 from .order import Curriculum, branches_ranked, check_stage_reference, grouped_sampler
-from .reference import References, score_reference, values_of
+from .reference import References, compared, reference_values, values_of
 from .requirements import check_requirements
-from .rows import COLUMNS, REFERENCE, has_images, is_stored, rows_without_regions
+from .rows import COLUMNS, REFERENCE, is_stored
 
 logger = get_logger(__name__)
 
@@ -166,8 +160,9 @@ class MFPOTrainer(DPOTrainer):
         _trl.check_attributes(self)
         self._set_terms(data_collator)
         self._set_layout(data_collator)
-        self._leave_image_term()
-        self._check_scored()
+        self._leave_terms_of_images()
+        if isinstance(self.data_collator, MFPOCollator):
+            check_scored(self.data_collator, self.terms)
         self._check_rate()
         self._set_reference()
         self._set_curriculum()
@@ -178,10 +173,12 @@ class MFPOTrainer(DPOTrainer):
         own = isinstance(data_collator, MFPOCollator)
         self.columns = columns_of(data_collator.branches if own else branches_read(self.terms))
         self.image_beta = args.beta if args.image_beta is None else args.image_beta
-        self._tallies = {"train": Tally(), "eval": Tally()}
-        self._clipped = [0.0, 0.0]
+        self._step_metrics = StepMetrics()
         if any(own.term.loss is None for own in self.terms):
             _trl.try_loss(self)
+
+    def _leave_terms_of_images(self) -> None:
+        self.terms = readable_terms(self.terms, self.train_dataset, self.data_collator, _trl.has_vision_data(self))
 
     @property
     def term_weights(self) -> dict[str, float]:
@@ -193,22 +190,19 @@ class MFPOTrainer(DPOTrainer):
             logger.warning(f"{slow}.")
 
     def _set_layout(self, data_collator: Any) -> None:
-        args = self.args
+        args, has_vision_data = self.args, _trl.has_vision_data(self)
         unwrap = self.accelerator.unwrap_model
         policy, reference = unwrap(self.model), None if self.ref_model is None else unwrap(self.ref_model)
         rows_read = reads_rows(args, self.aux_loss_enabled, self.compute_metrics)
-        self.layout = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
-        if _trl.has_vision_data(self) and data_collator is None:
+        if has_vision_data and data_collator is None:
             self.layout = choose_layout(policy, args.prefix_sharing, reference, rows_read)
             self.data_collator = build_collator(args, self.processing_class, self.train_dataset, self.layout.name)
-        elif isinstance(data_collator, MFPOCollator):
-            self.layout = given_layout(data_collator.layout, policy, reference, rows_read)
-        elif args.prefix_sharing == "on":
-            raise ValueError(f"prefix_sharing='on' is not possible: {self.layout.reason}; use 'auto' or 'off'")
+        else:
+            self.layout = given_layout(data_collator, args.prefix_sharing, policy, reference, rows_read)
         for model in (policy, reference):
             if model is not None:
                 prepare(model, self.layout.name)
-        downgraded = _trl.has_vision_data(self) and self.layout.name == FLAT and args.prefix_sharing == "auto"
+        downgraded = has_vision_data and self.layout.name == FLAT and args.prefix_sharing == "auto"
         (logger.warning if downgraded else logger.info)(f"Layout: {self.layout.name} ({self.layout.reason}).")
         if args.group_by_prompt and (self.layout.name == FLAT or args.per_device_train_batch_size == 1):
             why = self.layout.reason if self.layout.name == FLAT else "per_device_train_batch_size is 1"
@@ -258,35 +252,6 @@ class MFPOTrainer(DPOTrainer):
 
     # Data
 
-    def _check_scored(self) -> None:
-        if isinstance(self.data_collator, MFPOCollator):
-            check_scored(self.data_collator.branches, self.terms)
-
-    def _leave_image_term(self) -> None:
-        of_images = [own for own in self.terms if any(branch.image != "image" for branch in own.term.reads)]
-        if not of_images:
-            return
-        if not _trl.has_vision_data(self) or not has_images(self.train_dataset):
-            self.terms = tuple(own for own in self.terms if own not in of_images)
-            if not self.terms:
-                raise ValueError("only the image term has weight, but the data set has no image: nothing to train on")
-            what = (
-                "data set" if isinstance(self.train_dataset, Dataset) else "stream's first row, so none is read later"
-            )
-            logger.warning(f"No image in the {what}: the image term has nothing to read, the other terms are trained.")
-        elif not isinstance(self.data_collator, MFPOCollator):
-            logger.warning(
-                "A data_collator of your own is used: the image term is trained only where its batches have the tables "
-                "that MFPOCollator writes ('pairs', 'branches')."
-            )
-        elif is_stored(self.train_dataset) and self.data_collator.dispreferred.falls_back:
-            bare = rows_without_regions(self.train_dataset)
-            if bare:
-                logger.warning(
-                    f"{bare} of {len(self.train_dataset)} rows have an image and no key_regions: their whole image is "
-                    "corrupted. `mfpo build` finds regions; corruption_region='global' means the whole image everywhere."
-                )
-
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if _trl.has_vision_data(self):
@@ -333,45 +298,43 @@ class MFPOTrainer(DPOTrainer):
     # Step
 
     def _compute_loss(self, model, inputs, return_outputs):
-        has_tables = "pairs" in inputs
-        if has_tables:
-            check_batch(inputs, self.terms, self.columns)
-        if "prefixes" in inputs:
-            self._prove_layout()
-        if not has_tables:
-            inputs = from_preference_batch(inputs)
-        cached: Any = None
-        if REFERENCE in inputs:
-            assert self.references is not None, "it numbers the rows"
-            cached = self.references.values(inputs[REFERENCE])
-        if "ref_chosen_logps" in inputs:
-            # Of a data set without images, which TRL itself scores before training.
-            cached = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
-        batch = {key: value for key, value in inputs.items() if key not in ("ref_chosen_logps", "ref_rejected_logps")}
-        policy = _trl.Replay(model, *split_batch(batch))
+        batch = self._checked(inputs)
+        policy = self._replay(model, batch)
         policy.score(**({"output_router_logits": True} if self.aux_loss_enabled else {}))
-        text_inputs = policy.preference_inputs()
-        reference_logps = self._reference_logps(policy, text_inputs, cached)
-        if not has_tables:
-            # Of a batch in TRL's layout, there are these two.
-            reference_logps = {branch: reference_logps[branch] for branch in BRANCHES[:2]}
+        reference, live = self._reference_values(policy, batch)
+        # Of a batch in TRL's layout, there are two branches.
+        there = [own for own in self.columns[: policy.pairs.size(1)] if str(own) in reference]
+        there = there if "pairs" in inputs else there[:2]
+        ratios = compared(policy, reference, there, self.columns, numbers_of(batch), live)
 
-        logratios = LogRatios(
-            {branch: of_pairs(policy.logps, policy.pairs, branch, self.columns) for branch in reference_logps},
-            reference_logps,
-            numbers_of(inputs),
-        )
-        losses, outputs = self._term_losses(policy, text_inputs, logratios, return_outputs)
+        has_text = any(own.term.loss is None for own in self.terms)
+        text, outputs = self._text_loss(policy, reference, return_outputs) if has_text else (None, None)
+        losses = term_losses(self.terms, ratios, policy.pairs, self.columns, self.image_beta, text)
         if not losses:
             raise ValueError(
                 "only the image term has weight, and the batches of the data_collator have no corrupted branch to read"
             )
-        weights = self.term_weights
-        loss = sum(weights[name] * value for name, value in losses.items())
+        loss = sum(self.term_weights[name] * value for name, value in losses.items())
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.outputs.aux_loss
-        self._record(policy, losses, logratios, inputs.get("cut"))
+        self._record(policy, losses, ratios, inputs.get("cut"))
+        if return_outputs and outputs is None:
+            with torch.no_grad():
+                outputs = policy()
         return (loss, outputs) if return_outputs else loss
+
+    def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its tables, in which each term finds what it reads."""
+        if "pairs" not in inputs:
+            return from_preference_batch(inputs)
+        check_batch(inputs, self.terms, self.columns)
+        if "prefixes" in inputs:
+            self._prove_layout()
+        return inputs
+
+    def _replay(self, model: Any, batch: dict[str, Any]) -> "_trl.Replay":
+        read = {key: value for key, value in batch.items() if key not in ("ref_chosen_logps", "ref_rejected_logps")}
+        return _trl.Replay(model, *split_batch(read), batch.get("changed"), logits=reads_logits(self.terms))
 
     def _prove_layout(self) -> None:
         if self.layout.name == FLAT:
@@ -382,22 +345,22 @@ class MFPOTrainer(DPOTrainer):
         if not self.layout.proven:
             self.layout = proven(self.layout, self, self.model)
 
-    def _reference_logps(
-        self, policy: "_trl.Replay", text_inputs: dict[str, Tensor], cached: Tensor | tuple | None
-    ) -> dict[BranchName, Tensor]:
-        """The reference's summed log-probabilities of every branch of the pairs, (B,) each. Those that TRL's loss reads,
-        which weighs tokens by `ld_alpha`, are put into `text_inputs`."""
-        if cached is None:
-            batch = policy.inputs, policy.branches, policy.pairs
-            cached = score_reference(self, batch, self._live_reference(), self.columns)
-        if isinstance(cached, Tensor):
-            values = dict(zip(values_of(self.columns), cached.unbind(dim=1), strict=False))
+    def _reference_values(
+        self, policy: "_trl.Replay", batch: dict[str, Any]
+    ) -> "tuple[dict[str, Tensor], _trl.Replay | None]":
+        """The reference's values of the pairs, (B,) each, by the names of `values_of`; and where terms read single tokens, its scores."""
+        if REFERENCE in batch:
+            assert self.references is not None, "it numbers the rows"
+            values = self.references.values(batch[REFERENCE])
+        elif "ref_chosen_logps" in batch:
+            # Of a data set without images, which TRL itself scores before training.
+            return {"chosen": batch["ref_chosen_logps"], "rejected": batch["ref_rejected_logps"]}, None
         else:
-            values = dict(zip(("chosen", "rejected"), cached, strict=True))
-        text_inputs["ref_chosen_logps"] = values.get("text_chosen", values["chosen"])
-        text_inputs["ref_rejected_logps"] = values.get("text_rejected", values["rejected"])
-        there = self.columns[: policy.pairs.size(1)]
-        return {branch: values[str(branch)] for branch in there if str(branch) in values}
+            live = self._replay(self._live_reference(), batch)
+            values = reference_values(self, live, self.columns)
+            names = values_of(self.columns[: policy.pairs.size(1)], live.changed is not None)
+            return dict(zip(names, values.unbind(dim=1), strict=True)), live if reads_tokens(self.terms) else None
+        return dict(zip(values_of(self.columns, "changed" in batch), values.unbind(dim=1), strict=True)), None
 
     def _live_reference(self):
         if self.references is not None and (self._reference_given or not self._keeps_reference):
@@ -433,36 +396,18 @@ class MFPOTrainer(DPOTrainer):
                     self.references.add(name, dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def _term_losses(
-        self,
-        policy: "_trl.Replay",
-        text_inputs: dict[str, Tensor],
-        logratios: LogRatios,
-        return_outputs: bool,
-    ) -> tuple[dict[str, Tensor], Any]:
-        """The loss of every term with weight, a scalar each, and the model's outputs where they are asked for."""
-        losses, outputs = {}, None
-        for own in self.terms:
-            term, name = own.term, own.term.name
-            if term.loss is None:
-                with _trl.reference_given(self):
-                    losses[name] = super()._compute_loss(policy, text_inputs, return_outputs)
-                if return_outputs:
-                    losses[name], outputs = losses[name]
-                if self.aux_loss_enabled:
-                    losses[name] = losses[name] - self.router_aux_loss_coef * policy.outputs.aux_loss
-            elif set(term.reads) <= set(logratios.policy):
-                present = torch.stack([has_branch(policy.pairs, branch, self.columns) for branch in term.reads]).all(
-                    dim=0
-                )
-                beta = self.image_beta if own.beta is None else own.beta
-                losses[name] = masked_mean(
-                    checked_losses(term, term.loss(logratios, beta), logratios, present), present
-                )
-        if return_outputs and outputs is None:
-            with torch.no_grad():
-                outputs = policy()
-        return losses, outputs
+    def _text_loss(
+        self, policy: "_trl.Replay", reference: dict[str, Tensor], return_outputs: bool
+    ) -> tuple[Tensor, Any]:
+        """TRL's loss of the pairs, and the model's outputs where they are asked for."""
+        inputs = policy.preference_inputs()
+        for answer in ("chosen", "rejected"):
+            # TRL weighs tokens by `ld_alpha`.
+            inputs[f"ref_{answer}_logps"] = reference.get(f"text_{answer}", reference[answer])
+        with _trl.reference_given(self):
+            found = super()._compute_loss(policy, inputs, return_outputs)
+        loss, outputs = found if return_outputs else (found, None)
+        return loss - self.router_aux_loss_coef * policy.outputs.aux_loss if self.aux_loss_enabled else loss, outputs
 
     def _record(
         self,
@@ -484,33 +429,24 @@ class MFPOTrainer(DPOTrainer):
             # Of a step that nobody takes, as in a call of `compute_loss`, there is one.
             getattr(self, "current_gradient_accumulation_steps", 1) if mode == "train" else None,
         )
-        if mode == "train":
-            self._clipped = [
-                before + now for before, now in zip(self._clipped, counted.get(CLIPPED, (0, 0)), strict=True)
-            ]
         if self.curriculum is not None and mode == "train":
             counted |= {name: (value, 1) for name, value in self.curriculum.metrics().items()}
-        self._tallies[mode].add(counted)
+        self._step_metrics.add(mode, counted)
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
-        means = self._tallies[mode].pop()
-        text, image = _trl.metrics_of(self, mode).get("rewards/margins"), means.get("rewards/image_margins")
-        if text and image is not None:
-            # From the means over the logged steps: a ratio of single batches would be mostly noise.
-            means["rewards/modality_balance"] = modality_balance(sum(text) / len(text), image)
-        _trl.metrics_of(self, mode).update({name: [value] for name, value in means.items()})
+        metrics = _trl.metrics_of(self, mode)
+        means = self._step_metrics.pop(mode, metrics.get("rewards/margins", ()))
+        metrics.update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
         if "train_runtime" in logs:
-            self._say_what_was_cut()
-
-    def _say_what_was_cut(self) -> None:
-        """At the end of a call of `train`, of the steps that it took: those of a run that it goes on from are not counted."""
-        (cut, answers), self._clipped = map(int, self._clipped), [0.0, 0.0]
-        if cut:
-            logger.warning(
-                f"max_length={self.args.max_length} has cut the end of {cut} of the {answers} answers that were trained on in this run."
-            )
+            # Of the steps that this call of `train` took: those of a run that it goes on from are not counted.
+            cut, answers = self._step_metrics.pop_cut()
+            if cut:
+                logger.warning(
+                    f"max_length={self.args.max_length} has cut the end of {cut} of the {answers} answers that were trained on in "
+                    "this run."
+                )
 
     # Checkpoints
 

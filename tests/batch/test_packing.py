@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
-from mfpo_trl._trl import Replay
+from mfpo_trl._trl import PER_TOKEN_OUTPUTS, Replay
 from mfpo_trl.batch.choice import FLAT_FAMILIES, PACKED_FAMILIES, choose_layout
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.batch.forward import PACKED_SDPA, prepare, same_images
@@ -90,6 +90,24 @@ def test_packed_rows_equal_flat_rows(family, attention):
     assert torch.equal(there, also)
     torch.testing.assert_close(found[there], expected[there], rtol=1e-5, atol=1e-5)
     assert_same_gradients(gradients(reference, flat), gradients(model, packed))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_models_own_head_gives_what_the_fused_one_gives(family):
+    """Of terms that read raw logits: everything that TRL's head gives of a token, in the family's layout; and a divergence from itself of 0."""
+    model, processor = families.FAMILIES[family]()
+    layout = choose_layout(model, "auto")
+    # PaliGemma's processor takes no row without an image.
+    batch = MFPOCollator(processor, layout=layout.name)([row for row in mixed_rows() if row["images"]])
+    add_fused_lm_head(model, outputs=PER_TOKEN_OUTPUTS)
+    prepare(model, layout.name)
+    fused, own = Replay(model, *split_batch(batch)), Replay(model, *split_batch(batch), logits=True)
+    with torch.no_grad():
+        fused.score()
+        own.score()
+    for name in PER_TOKEN_OUTPUTS:
+        torch.testing.assert_close(getattr(own.outputs, name), getattr(fused.outputs, name), rtol=1e-4, atol=1e-5)
+    assert own.divergence(own).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("family", PACKED_FAMILIES)

@@ -253,7 +253,12 @@ REFUSALS = [
     Refusal("objective is {}; expected {}", "--objective mfop"),
     Refusal("the weight of term {} is {}", """--objective_terms '{{"image": -1}}'"""),
     Refusal("the beta of term {} is {}", """--objective_terms '{{"image": {{"beta": 0}}}}'"""),
-    Refusal("has the option {}; expected 'weight' and 'beta'", """--objective_terms '{{"image": {{"wieght": 1}}}}'"""),
+    Refusal("has the option {}; expected {}", """--objective_terms '{{"image": {{"wieght": 1}}}}'"""),
+    Refusal(
+        "; expected a finite number",
+        """--objective_terms '{{"anchor": {{"margin": "high"}}}}'""",
+        at="objective.chosen._weighted",
+    ),
     Refusal("term {} is unknown; expected {}, or package", """--objective_terms '{{"imge": 1}}'"""),
     Refusal("term {} cannot be imported: {}", """--objective_terms '{{"nowhere.at_all:term": 1}}'"""),
     Refusal("term {} has no {}; a term has a name", """--objective_terms '{{"json:dumps": 1}}'"""),
@@ -295,10 +300,10 @@ REFUSALS = [
         "--prefix_sharing on --neftune_noise_alpha 5",
         at="batch.choice.choose_layout",
     ),
-    Refusal(
-        "prefix_sharing='on' is not possible: {}", "--prefix_sharing on", "texts", at="trainer.MFPOTrainer._set_layout"
-    ),
+    Refusal("prefix_sharing='on' is not possible: {}", "--prefix_sharing on", "texts", at="batch.choice.given_layout"),
     Refusal("needs a tokenizer with an end-of-sequence token", model="without_end"),
+    Refusal("reads single tokens of the reference", "--objective tpo --precompute_ref_log_probs"),
+    Refusal("which TRL's batches of texts do not tell", "--objective ddpo", "texts"),
     # What is not installed
     Refusal("use_liger_kernel=True needs liger-kernel", "--use_liger_kernel"),
     Refusal(

@@ -16,7 +16,7 @@ from mfpo_trl.objective import (
     modality_balance,
     terms_of,
 )
-from mfpo_trl.objective.terms import TERMS, anchor_term, branches_read
+from mfpo_trl.objective.terms import TERMS, branches_read
 
 
 def tensor(*values):
@@ -70,7 +70,7 @@ def test_term_table_reads_what_its_functions_use():
     """The reference's log-probabilities are 1, so that the log-ratios are 3 and 1."""
     ratios = LogRatios({CHOSEN: tensor(4), CORRUPTED: tensor(2)}, {CHOSEN: tensor(1), CORRUPTED: tensor(1)})
     torch.testing.assert_close(TERMS["image"].loss(ratios, 0.5), image_loss(tensor(3), tensor(1), 0.5))
-    torch.testing.assert_close(anchor_term(9.0).loss(ratios, 0.5), anchor_loss(tensor(3), 0.5, 9.0))
+    torch.testing.assert_close(TERMS["anchor"].loss(ratios, 0.5, margin=9.0), anchor_loss(tensor(3), 0.5, 9.0))
 
 
 def test_masked_mean_divides_by_all_rows():

@@ -25,11 +25,23 @@ class Replay:
     Args:
         model: the wrapped model, with TRL's fused LM head.
         inputs: what the model reads, with `labels` or `shift_labels`.
-        branches, pairs: the tables of `mfpo_trl.objective.branches`, (N, 3) and (B, 3).
+        branches, pairs: the tables of `mfpo_trl.objective.branches`, (N, 3) and (B, K).
+        changed: which tokens of each branch differ from the other answer's, (N, C) bool, where terms read it.
+        logits: whether terms read raw logits. The model's own LM head then gives those of all labelled positions, and what TRL's
+            would give is taken from them.
     """
 
-    def __init__(self, model: Callable[..., Any], inputs: dict[str, Any], branches: Tensor, pairs: Tensor):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inputs: dict[str, Any],
+        branches: Tensor,
+        pairs: Tensor,
+        changed: Tensor | None = None,
+        logits: bool = False,
+    ):
         self.model, self.inputs, self.branches, self.pairs = model, inputs, branches, pairs
+        self.changed, self.reads_logits = changed, logits
         self._outputs: SimpleNamespace | None = None
 
     def __call__(self, *, fused_lm_head: bool = False, **_: Any) -> Any:
@@ -48,17 +60,24 @@ class Replay:
         labels = shifted_labels(self.inputs)[rows, positions]
         # Counted from the end of a row, because prompt-learning adapters put virtual tokens before it.
         scored = rows, positions - self.inputs["input_ids"].size(1)
-        _unshard_head(self.model)
-        outputs = self.model(
-            **inputs, **kwargs, scored=scored, shift_labels=labels[None], use_cache=False, fused_lm_head=True
-        )
+        if self.reads_logits:
+            outputs = self.model(**inputs, **kwargs, scored=scored, use_cache=False)
+            # What is read for one token each, and of which token of which branch it is.
+            self.logits, self._places = outputs.logits[0].float(), (branch, offset)
+            read = {name: value[None] for name, value in _of_logits(self.logits, labels).items()}
+        else:
+            _unshard_head(self.model)
+            outputs = self.model(
+                **inputs, **kwargs, scored=scored, shift_labels=labels[None], use_cache=False, fused_lm_head=True
+            )
+            read = {name: getattr(outputs, name) for name in PER_TOKEN_OUTPUTS}
         shape = len(self.branches), int(offset.max()) + 1
 
         def per_branch(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.new_zeros(shape).index_put((branch, offset), value[0])
 
-        per_token = {name: per_branch(getattr(outputs, name)) for name in PER_TOKEN_OUTPUTS}
-        self._outputs = SimpleNamespace(**per_token, aux_loss=outputs.aux_loss)
+        per_token = {name: per_branch(value) for name, value in read.items()}
+        self._outputs = SimpleNamespace(**per_token, aux_loss=getattr(outputs, "aux_loss", None))
 
     @property
     def outputs(self) -> SimpleNamespace:
@@ -70,6 +89,18 @@ class Replay:
     def logps(self) -> Tensor:
         """Summed log-probability of each branch, (N,), in nats."""
         return self.outputs.log_probs.sum(dim=1)
+
+    @property
+    def changed_logps(self) -> Tensor:
+        """Summed log-probability of each branch's changed tokens, (N,), in nats."""
+        assert self.changed is not None, "the batch says which they are"
+        return (self.outputs.log_probs * self.changed[:, : self.outputs.log_probs.size(1)]).sum(dim=1)
+
+    def divergence(self, reference: "Replay") -> Tensor:
+        """KL(reference || this model) over the vocabulary at each token of each branch, (N, C), in nats."""
+        theirs = reference.logits.log_softmax(dim=-1)
+        gaps = (theirs.exp() * (theirs - self.logits.log_softmax(dim=-1))).sum(dim=-1)
+        return gaps.new_zeros(self.outputs.log_probs.shape).index_put(self._places, gaps)
 
     def preference_inputs(self) -> dict[str, Tensor]:
         """The batch that TRL's loss believes in: 2B rows of one prompt token and a completion, C + 1 tokens long. TRL reads
@@ -98,6 +129,20 @@ class Replay:
 
     def _halves(self, per_branch: Tensor) -> Tensor:
         return torch.cat([of_pairs(per_branch, self.pairs, "chosen"), of_pairs(per_branch, self.pairs, "rejected")])
+
+
+def _of_logits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What TRL's fused LM head gives of each token, and `label_logits`, its raw logit: logits (L, V), labels (L,) -> (L,) each."""
+    logps = logits.log_softmax(dim=-1)
+    label = labels[:, None]
+    return {
+        "log_probs": logps.gather(1, label)[:, 0],
+        "entropy": -(logps.exp() * logps).sum(dim=-1),
+        "log_sum_sq_probs": (2 * logps).logsumexp(dim=-1),
+        "mean_logits": logits.mean(dim=-1),
+        "is_top1": logits.argmax(dim=-1) == labels,
+        "label_logits": logits.gather(1, label)[:, 0],
+    }
 
 
 def _unshard_head(model: Any) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .._trl import Replay, attention_kernel, on_device
 from ..objective import split_batch
+from .collator import MFPOCollator
 from .forward import PACKED_SDPA, unwrapped
 from .packing import FLAT, PACKED_ROW, PACKED_ROWS
 
@@ -63,6 +64,9 @@ class Layout:
     proven: bool = True
 
 
+OTHERS_LAYOUT = Layout(FLAT, "rows are laid out by another collator than MFPOCollator")
+
+
 def choose_layout(
     model: nn.Module,
     prefix_sharing: str,
@@ -95,17 +99,23 @@ def choose_layout(
     return Layout(FLAT, obstacle)
 
 
-def given_layout(name: str, model: nn.Module, reference: nn.Module | None, rows_read: Sequence[str]) -> Layout:
-    """The layout that a collator of the caller's was made with.
+def given_layout(
+    collator: Any, prefix_sharing: str, model: nn.Module, reference: nn.Module | None, rows_read: Sequence[str]
+) -> Layout:
+    """The layout of a collator that the trainer has not made.
 
     Args:
-        name: of the layout.
-        model, reference, rows_read: as in `choose_layout`.
+        collator: the caller's, or TRL's.
+        prefix_sharing, model, reference, rows_read: as in `choose_layout`.
 
     Raises:
-        ValueError: packed, and the models cannot read packed rows; the message says why.
+        ValueError: packed, and the models cannot read packed rows; or `on` with a collator that does not pack. The message says why.
     """
-    reason = "as the data_collator says"
+    if not isinstance(collator, MFPOCollator):
+        if prefix_sharing == "on":
+            raise ValueError(f"prefix_sharing='on' is not possible: {OTHERS_LAYOUT.reason}; use 'auto' or 'off'")
+        return OTHERS_LAYOUT
+    name, reason = collator.layout, "as the data_collator says"
     if name == FLAT:
         return Layout(FLAT, reason)
     if obstacle := next(_obstacles(model, reference, rows_read), None):

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from .._trl import NumberedRows
 from ..config import MFPOConfig
 from ..images import AUTO, DispreferredImages, check_rejected_images
 from ..objective import BRANCHES, CLIPPED, COLUMN, NO_IMAGE, BranchName, branch_of, columns_of
+from ..objective.terms import reads_changed
 from ..rows import (
     REFERENCE,
     checked_texts,
@@ -61,6 +63,7 @@ class MFPOCollator:
         pad_to_multiple_of: pad rows to a multiple of this many tokens.
         add_eos: end every completion with the end-of-sequence token unless the chat template has closed it.
         columns: of the rows, whose numbers terms read.
+        changed: whether terms read sums over the tokens in which the answers differ.
         layout: `flat`, or, where branches share their image and prompt, `packed rows` or a `packed row` for them all
             (`mfpo_trl.batch.packing`). A branch that several rows of the data have in common is then scored once.
 
@@ -94,6 +97,7 @@ class MFPOCollator:
     add_eos: bool = True
     layout: str = FLAT
     columns: Sequence[str] = ()
+    changed: bool = False
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self):
@@ -114,13 +118,16 @@ class MFPOCollator:
             for position, sample in enumerate(samples):
                 if name in sample:
                     branch = sample[name]
-                    same = len(laid) if self.layout == FLAT else (branch.prompt.identity, tuple(branch.completion))
+                    told = branch.prompt.identity, tuple(branch.completion), tuple(branch.changed)
+                    same = len(laid) if self.layout == FLAT else told
                     pairs[position, column] = known.setdefault(same, len(laid))
                     laid += [branch] if pairs[position, column] == len(laid) else []
         lay = LAYOUTS[self.layout]
         rows = lay(laid, self.processor.tokenizer.pad_token_id, self.max_length, self.pad_to_multiple_of)
         if self.max_length is not None:
             rows["cut"] = self._cut(laid)
+        if self.changed:
+            rows["changed"] = _changed_table(laid, rows["branches"])
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
             rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
@@ -145,6 +152,7 @@ class MFPOCollator:
         check_rejected_images(example, len(images))
         written = self._templated(example, texts, images, answers)
         completions = {name: self._completion_ids(written[name]) for name in answers}
+        changed = changed_tokens(completions) if self.changed else {}
         prompts: dict[str, EncodedPrompt] = {}
         sample = {}
         for branch in self.branches:
@@ -152,7 +160,7 @@ class MFPOCollator:
                 continue
             if branch.image not in prompts:
                 prompts[branch.image] = self._prompt_of(branch, example, written["prompt"], texts, images)
-            sample[branch] = Branch(prompts[branch.image], completions[branch.answer])
+            sample[branch] = Branch(prompts[branch.image], completions[branch.answer], changed.get(branch.answer, ()))
         return sample
 
     def _prompt_of(
@@ -285,12 +293,48 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
         processor=processor,
         branches=args.branches,
         columns=tuple(dict.fromkeys(name for own in args.terms for name in own.term.columns)),
+        changed=reads_changed(args.terms),
         dispreferred=dispreferred,
         max_length=args.max_length,
         pad_to_multiple_of=args.pad_to_multiple_of,
         add_eos=args.add_eos,
         layout=layout,
     )
+
+
+SHORTEST_MATCH = 3
+"""Tokens that two answers must have in common in a row to count as kept (RLHF-V's released code)."""
+
+
+def changed_tokens(completions: Mapping[str, Sequence[int]]) -> dict[str, list[bool]]:
+    """Which tokens of each answer belong to a corrected segment: those of the rejected answer that the chosen one has not, and those of
+    every other answer that the rejected one has not, matched in runs of at least `SHORTEST_MATCH`.
+
+    Args:
+        completions: ids of the answers by their columns, `chosen` and `rejected` among them.
+
+    Source: RLHF-V (arXiv 2312.00849), dense direct preference optimization.
+    """
+    found = {}
+    for name, ids in completions.items():
+        matcher = SequenceMatcher(
+            None, ids, completions["chosen" if name == "rejected" else "rejected"], autojunk=False
+        )
+        flags = [True] * len(ids)
+        for start, _, size in matcher.get_matching_blocks():
+            if size >= SHORTEST_MATCH:
+                flags[start : start + size] = [False] * size
+        found[name] = flags
+    return found
+
+
+def _changed_table(laid: Sequence[Branch], table: Tensor) -> Tensor:
+    """`Branch.changed` of all branches, (N, C) bool, without the ends that `max_length` cuts."""
+    length = table[:, 2].tolist()
+    changed = torch.zeros(len(laid), max(length), dtype=torch.bool)
+    for number, (branch, kept) in enumerate(zip(laid, length, strict=True)):
+        changed[number, :kept] = torch.tensor(branch.changed[:kept], dtype=torch.bool)
+    return changed
 
 
 def _number(example: Mapping[str, Any], name: str) -> float:

@@ -88,6 +88,9 @@ class _Rows:
         self.scored = kwargs.pop("scored", None)
         branches, prefixes = kwargs.pop("branches", None), kwargs.pop("prefixes", None)
         if prefixes is not None:
+            # A model's own forward gives its backbone some of them by their places.
+            kwargs |= dict(zip(signature(backbone.forward).parameters, args, strict=False))
+            args = ()
             kwargs |= _packed_arguments(backbone, spans(branches, prefixes), kwargs)
         return args, kwargs
 

@@ -42,10 +42,12 @@ class EncodedPrompt:
 
 @dataclass
 class Branch:
-    """One (image variant, response) pair: an encoded prompt and the ids of the completion."""
+    """One (image variant, response) pair: an encoded prompt, the ids of the completion, and, where terms read it, which of them the
+    other answer has not."""
 
     prompt: EncodedPrompt
     completion: list[int]
+    changed: Sequence[bool] = ()
 
 
 def lay_flat(

@@ -202,7 +202,8 @@ def other_terms(terms: Sequence[Weighted]) -> str:
             beta = f", b = {own.beta:g}" if own.beta is not None else ""
             formula = own.term.formula.replace("|", " given ").replace("`", "") or "the user's own"
             source = f" ({plain(own.term.source)})" if own.term.source not in ("", "here") else ""
-            lines.append(f"| `{own.term.name}`{source} | {own.weight:g} | `{formula}`{beta} |\n")
+            options = "".join(f", {name} = {value:g}" for name, value in {**own.term.options, **own.options}.items())
+            lines.append(f"| `{own.term.name}`{source} | {own.weight:g} | `{formula}`{beta}{options} |\n")
     return "".join(lines)
 
 

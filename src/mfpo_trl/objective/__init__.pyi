@@ -18,6 +18,7 @@ from .losses import masked_mean as masked_mean
 from .losses import modality_balance as modality_balance
 from .losses import preferred as preferred
 from .metrics import CLIPPED as CLIPPED
+from .metrics import StepMetrics as StepMetrics
 from .metrics import Tally as Tally
 from .metrics import batch_metrics as batch_metrics
 from .names import BRANCHES as BRANCHES
@@ -31,4 +32,7 @@ from .names import branch_of as branch_of
 from .names import columns_of as columns_of
 from .presets import PRESETS as PRESETS
 from .presets import Preset as Preset
+from .ratios import ChangedTokens as ChangedTokens
 from .ratios import LogRatios as LogRatios
+from .ratios import TokenScores as TokenScores
+from .step import term_losses as term_losses

@@ -22,7 +22,7 @@ from .terms import Weighted, branches_read, reading
 
 COLUMN = "column/{}"
 """Under which a batch holds the numbers of a row's column that terms read, (B,)."""
-TABLE_KEYS = ("pairs", "branches", "ref_rows", "cut")
+TABLE_KEYS = ("pairs", "branches", "ref_rows", "cut", "changed")
 IGNORED_LABEL = -100
 
 
@@ -92,23 +92,30 @@ def numbers_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in batch.items() if name.startswith(start)}
 
 
-def check_scored(branches: Sequence[BranchName], terms: Sequence[Weighted]) -> None:
-    """Refuse a collator that does not make a branch which a term reads.
+def check_scored(collator: Any, terms: Sequence[Weighted]) -> None:
+    """Refuse a collator that does not make what a term reads.
 
     Args:
-        branches: those that it makes.
+        collator: a `MFPOCollator`.
         terms: of the objective.
 
     Raises:
-        ValueError: names the branch and the terms.
+        ValueError: names what is missing and the terms.
     """
     read = branches_read(terms)
     for branch in read:
-        if branch not in branches:
-            said = tuple(map(str, branches)), " and ".join(reading(branch, terms)), tuple(map(str, read))
+        if branch not in collator.branches:
+            made = tuple(map(str, collator.branches)), " and ".join(reading(branch, terms)), tuple(map(str, read))
             raise ValueError(
-                f"the data_collator has branches={said[0]}, and {said[1]} read '{branch}' too; make it with "
-                f"branches={said[2]}, or set those weights to 0"
+                f"the data_collator has branches={made[0]}, and {made[1]} read '{branch}' too; make it with "
+                f"branches={made[2]}, or set those weights to 0"
+            )
+    for own in terms:
+        missing = [name for name in own.term.columns if name not in collator.columns]
+        if missing or (own.term.changed and not collator.changed):
+            option = f"columns={(*collator.columns, *missing)}" if missing else "changed=True"
+            raise ValueError(
+                f"term {own.term.name!r} needs a data_collator with {option}; make it so, or set the weight to 0"
             )
 
 
@@ -121,10 +128,16 @@ def check_batch(batch: Mapping[str, Tensor], terms: Sequence[Weighted], columns:
         columns: of `pairs`.
 
     Raises:
-        ValueError: a sample without a branch that a term reads. One of a dispreferred image may be missing where a sample has no
+        ValueError: a table or a sample's branch that a term reads is missing. One of a dispreferred image may be missing where a sample has no
             image; which samples do is not in the tables, so that it is an error where the batch has images and all samples lack it.
     """
     has_images = any(name.startswith(("pixel", "image")) for name in batch)
+    for own in terms:
+        tables = [*(["changed"] if own.term.changed else []), *map(COLUMN.format, own.term.columns)]
+        if lacking := [name for name in tables if name not in batch]:
+            raise ValueError(
+                f"the batch has no {lacking[0]!r}, which term {own.term.name!r} reads; have the data_collator make it"
+            )
     for branch in branches_read(terms):
         if batch["pairs"].size(1) <= columns.index(branch):
             there = torch.zeros(len(batch["pairs"]), dtype=torch.bool)

@@ -7,7 +7,10 @@ from typing import Any
 
 from .names import branch_of
 from .presets import PRESETS
-from .terms import TERMS, Term, Weighted, anchor_term
+from .terms import TERMS, Term, Weighted
+
+OPTIONAL = ("formula", "columns", "source", "changed", "tokens", "logits")
+"""What an object that stands for a term may have beside a name, branches and a loss."""
 
 
 def terms_of(
@@ -21,7 +24,8 @@ def terms_of(
 
     Args:
         objective: a key of `PRESETS`.
-        free: terms by their names or as `package.module:term`, each with its weight or `{"weight", "beta"}`, in place of the preset's.
+        free: terms by their names or as `package.module:term`, each with its weight or `{"weight", "beta"}` and options of its own, in
+            place of the preset's.
         weights: of terms by their names, that win over the preset's where they are set.
         margin: of the anchor.
         given: terms of the caller's own, added with the weight 1 where they bring none.
@@ -32,8 +36,12 @@ def terms_of(
     if objective not in PRESETS:
         raise ValueError(f"objective is {objective!r}; expected {', '.join(PRESETS)}")
     asked: dict[str, Any] = dict(PRESETS[objective].weights if free is None else free)
-    asked |= {name: weight for name, weight in weights.items() if weight is not None}
-    found = [_weighted(name, value, margin) for name, value in asked.items()]
+    for name, weight in weights.items():
+        if weight is not None:
+            asked[name] = {**_options(asked.get(name, {})), "weight": weight}
+    if margin and "anchor" in asked:
+        asked["anchor"] = {"margin": margin, **_options(asked["anchor"])}
+    found = [_weighted(name, value) for name, value in asked.items()]
     found += [own if isinstance(own, Weighted) else Weighted(checked(own, repr(own)), 1.0) for own in given]
     names = [own.term.name for own in found]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -41,16 +49,24 @@ def terms_of(
     return tuple(found)
 
 
-def _weighted(name: str, value: Any, margin: float) -> Weighted:
-    options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-    if unknown := sorted(set(options) - {"weight", "beta"}):
-        raise ValueError(f"term {name!r} has the option {unknown[0]!r}; expected 'weight' and 'beta'")
-    weight, beta = options.get("weight", 1.0), options.get("beta")
+def _options(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {"weight": value}
+
+
+def _weighted(name: str, value: Any) -> Weighted:
+    options, term = _options(value), named(name)
+    weight, beta = options.pop("weight", 1.0), options.pop("beta", None)
+    if unknown := sorted(set(options) - set(term.options)):
+        expected = " and ".join(map(repr, ["weight", "beta", *term.options]))
+        raise ValueError(f"term {name!r} has the option {unknown[0]!r}; expected {expected}")
     if not _is_number(weight) or weight < 0:
         raise ValueError(f"the weight of term {name!r} is {weight!r}; expected a number >= 0")
     if beta is not None and (not _is_number(beta) or beta <= 0):
         raise ValueError(f"the beta of term {name!r} is {beta!r}; expected a number > 0")
-    return Weighted(anchor_term(margin) if name == "anchor" else named(name), weight, beta)
+    for key, own in options.items():
+        if not _is_number(own):
+            raise ValueError(f"the option {key!r} of term {name!r} is {own!r}; expected a finite number")
+    return Weighted(term, weight, beta, options)
 
 
 def named(name: str) -> Term:
@@ -85,7 +101,7 @@ def checked(term: Any, name: str) -> Term:
         raise ValueError(
             f"the loss of term {term.name!r} is {term.loss!r}; expected a function of log-ratios and beta"
         )
-    optional = {key: getattr(term, key) for key in ("formula", "columns", "source") if getattr(term, key, None)}
+    optional = {key: getattr(term, key) for key in OPTIONAL if getattr(term, key, None)}
     return Term(term.name, tuple(map(branch_of, term.reads)), term.loss, **optional)
 
 

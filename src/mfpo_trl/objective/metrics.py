@@ -1,12 +1,13 @@
 """What is logged beside TRL's metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from .branches import has_branch
+from .losses import modality_balance
 from .names import CHOSEN, CORRUPTED
 from .ratios import LogRatios
 
@@ -35,6 +36,40 @@ class Tally:
         """The means since the last call."""
         totals, self._totals = self._totals, {}
         return {name: total / count for name, (total, count) in totals.items()}
+
+
+class StepMetrics:
+    """What is logged beside TRL's metrics, from one line of the log to the next, in training and in evaluation."""
+
+    def __init__(self) -> None:
+        self._tallies = {"train": Tally(), "eval": Tally()}
+        self._cut = self._answers = 0.0
+
+    def add(self, mode: str, counted: Counted) -> None:
+        """Take in the sums of one batch; `mode` is TRL's, `train` or `eval`."""
+        if mode == "train":
+            cut, answers = counted.get(CLIPPED, (0, 0))
+            self._cut, self._answers = self._cut + cut, self._answers + answers
+        self._tallies[mode].add(counted)
+
+    def pop(self, mode: str, text_margins: Sequence[float]) -> dict[str, float]:
+        """The means since the last line, and the balance of text and image margins where both were counted.
+
+        Args:
+            text_margins: TRL's `rewards/margins` since then.
+        """
+        means = self._tallies[mode].pop()
+        image = means.get("rewards/image_margins")
+        if text_margins and image is not None:
+            # From the means over the logged steps: a ratio of single batches would be mostly noise.
+            means["rewards/modality_balance"] = modality_balance(sum(text_margins) / len(text_margins), image)
+        return means
+
+    def pop_cut(self) -> tuple[int, int]:
+        """How many of how many answers have lost their end since the last call, in training."""
+        found = int(self._cut), int(self._answers)
+        self._cut = self._answers = 0.0
+        return found
 
 
 def batch_metrics(

@@ -104,6 +104,34 @@ PRESETS = {
         says="anchors with the sign of the paper; two of the released code have the rejected sign",
     ),
     "dadpo": Preset({"scaled_text": 1.0}, "arXiv 2601.00623", "a column `beta_scale`"),
+    "ddpo": Preset(
+        {"segments": 1.0},
+        "arXiv 2312.00849",
+        beta="0.5",
+        says="tokens of corrected segments count five times; means over tokens, `segment_sums` has sums",
+    ),
+    "unidpo": Preset(
+        {"focal_text": 1.0, "gated_likelihood": 1e-3},
+        "arXiv 2506.10054",
+        "columns `chosen_score` and `rejected_score`",
+        beta="2.0",
+        says="options are those of its multimodal run; `good` is on the scale of the scores",
+    ),
+    "chip": Preset(
+        {"hierarchical": 1.0},
+        "arXiv 2501.16629",
+        corruption="diffusion",
+        corruption_kwargs={"step": 500},
+        beta="0.1",
+        says="as the released code has it, in one sigmoid; as a sum of losses it is `objective_terms` of `text`, `image`, `segment_sums` and "
+        "`token_divergence`",
+    ),
+    "tpo": Preset(
+        {"calibrated": 1.0},
+        "arXiv 2412.14487",
+        corruption="diffusion",
+        says="as the released code has it: the logarithm of a token's weight is added to its log-probability",
+    ),
     "mfpo-sym": Preset(
         {
             "text": 1.0,

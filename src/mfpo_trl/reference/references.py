@@ -21,9 +21,10 @@ from .._trl import NumberedRows, Replay, fingerprint, placed
 from ..batch import unwrapped
 from ..checkpoints import ResumeError
 from ..images import used_recipes
-from ..objective import BRANCHES, CHOSEN, BranchName, branch_of, columns_of, has_branch, of_pairs, split_batch
+from ..objective import BRANCHES, BranchName, branch_of, columns_of, split_batch
 from ..rows import ROW_NUMBER, is_stored
 from .cache import FORMAT, VALUES, ReferenceCache, cache_folder
+from .comparison import changed_value, reference_values
 from .digests import (
     adapter_settings,
     files_digest,
@@ -62,9 +63,14 @@ def check_cacheable(named: Mapping[str, Any], collator: Any) -> None:
         raise ValueError("precompute_ref_log_probs=True with images needs the collator of MFPOTrainer")
 
 
-def values_of(branches: Iterable[BranchName]) -> tuple[str, ...]:
-    """What is kept of a row whose branches these are."""
-    return (*VALUES, *map(str, columns_of(branches)[len(BRANCHES) :]))
+def values_of(branches: Iterable[BranchName], changed: bool = False) -> tuple[str, ...]:
+    """What is kept of a row whose branches these are.
+
+    Args:
+        changed: whether terms read sums over the tokens in which the answers differ.
+    """
+    every = columns_of(branches)
+    return (*VALUES, *map(str, every[len(BRANCHES) :]), *(changed_value(own) for own in every if changed))
 
 
 def score_reference(
@@ -80,15 +86,8 @@ def score_reference(
         columns: of `pairs`.
     """
     inputs, branches, pairs = split_batch(batch) if isinstance(batch, dict) else batch
-    replay = Replay(model, inputs, branches, pairs)
-    text = trainer.compute_ref_log_probs(replay, replay.preference_inputs())
-    logps = [
-        of_pairs(replay.logps, pairs, branch, columns).masked_fill(~has_branch(pairs, branch, columns), 0)
-        for branch in columns[: pairs.size(1)]
-    ]
-    tokens = of_pairs(branches[:, 2], pairs, CHOSEN).to(text[0].dtype)
-    first = len(BRANCHES)
-    return torch.stack([*logps[:first], *text, tokens, *logps[first:]], dim=1)
+    changed = batch.get("changed") if isinstance(batch, dict) else None
+    return reference_values(trainer, Replay(model, inputs, branches, pairs, changed), columns)
 
 
 class References:
@@ -212,7 +211,8 @@ class References:
         self, name: str, dataset: Dataset, collator: Any, may_score: bool = True, expected: bool = False
     ) -> np.ndarray:
         key = _key(self.trainer, dataset, name, collator, self.weights)
-        cache = ReferenceCache(cache_folder(dataset), key, len(dataset), values_of(collator.branches))
+        kept = values_of(collator.branches, collator.changed)
+        cache = ReferenceCache(cache_folder(dataset), key, len(dataset), kept)
         # What the main process finds decides: other machines may not see its disk, and a data set in memory may differ in name.
         missing, changes = _on_main(lambda: (cache.missing(), cache.changes()))
         if changes and not expected:
@@ -324,7 +324,7 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
         "max_length": str(collator.max_length),
         "add_eos": str(collator.add_eos),
         "ld_alpha": str(args.ld_alpha),
-        "branches": " ".join(map(str, collator.branches)),
+        "branches": " ".join([*map(str, collator.branches), *(["changed tokens"] if collator.changed else [])]),
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
         "format": str(FORMAT),
     }

@@ -1,8 +1,10 @@
-from .anchor import anchor_term as anchor_term
 from .table import TERMS as TERMS
 from .table import Weighted as Weighted
 from .table import branches_read as branches_read
 from .table import checked_losses as checked_losses
 from .table import reading as reading
+from .table import reads_changed as reads_changed
+from .table import reads_logits as reads_logits
+from .table import reads_tokens as reads_tokens
 from .table import row_columns as row_columns
 from .term import Term as Term

@@ -1,7 +1,7 @@
 """Every term by its name, and what terms with weight read."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,21 +9,37 @@ from torch import Tensor
 from ..names import BRANCHES, BranchName, columns_of
 from ..ratios import LogRatios
 from .anchor import ANCHOR_TERMS
+from .focal import FOCAL_TERMS
 from .image import IMAGE_TERMS
 from .symmetric import SYMMETRIC_TERMS
 from .term import Term
 from .text import TEXT_TERMS
+from .tokens import TOKEN_TERMS
 
-TERMS = {term.name: term for term in (*TEXT_TERMS, *IMAGE_TERMS, *ANCHOR_TERMS, *SYMMETRIC_TERMS)}
+FAMILIES = (TEXT_TERMS, IMAGE_TERMS, ANCHOR_TERMS, SYMMETRIC_TERMS, TOKEN_TERMS, FOCAL_TERMS)
+TERMS = {term.name: term for family in FAMILIES for term in family}
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term with its place in an objective: its weight, > 0, and its beta (None: `image_beta` of the configuration)."""
+    """A term with its place in an objective.
+
+    Args:
+        term: itself.
+        weight: >= 0.
+        beta: > 0; None: `image_beta` of the configuration.
+        options: of its loss, where they are not the defaults.
+    """
 
     term: Term
     weight: float
     beta: float | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def losses(self, ratios: LogRatios, beta: float) -> Tensor:
+        """The term's losses, (B,), not weighted; `beta` is taken where it has none of its own."""
+        assert self.term.loss is not None, "the text term is TRL's"
+        return self.term.loss(ratios, beta if self.beta is None else self.beta, **self.options)
 
 
 def branches_read(terms: Iterable[Weighted]) -> tuple[BranchName, ...]:
@@ -35,6 +51,21 @@ def branches_read(terms: Iterable[Weighted]) -> tuple[BranchName, ...]:
 def reading(branch: BranchName, terms: Iterable[Weighted]) -> list[str]:
     """The terms that read a branch, in words."""
     return [f"term {own.term.name!r}" for own in terms if branch in own.term.reads]
+
+
+def reads_changed(terms: Iterable[Weighted]) -> bool:
+    """Whether terms read sums over the tokens in which the answers differ."""
+    return any(own.term.changed for own in terms)
+
+
+def reads_tokens(terms: Iterable[Weighted]) -> bool:
+    """Whether terms read single tokens."""
+    return any(own.term.tokens or own.term.logits for own in terms)
+
+
+def reads_logits(terms: Iterable[Weighted]) -> bool:
+    """Whether terms read raw logits."""
+    return any(own.term.logits for own in terms)
 
 
 def row_columns(terms: Iterable[Weighted]) -> list[str]:
