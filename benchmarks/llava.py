@@ -146,6 +146,20 @@ def pairs(geometry: Geometry, count: int) -> list[dict[str, Any]]:
     ]
 
 
+def whole_pairs(geometry: Geometry, count: int) -> list[dict[str, Any]]:
+    """The same with whatever an objective asks for: further dispreferred images, a second chosen answer and the one that is true of
+    the dispreferred image, as long as the first, and numbers."""
+    spare = iter(pairs(geometry, 5 * count)[count:])
+    found = []
+    for row in pairs(geometry, count):
+        others = [next(spare) for _ in range(4)]
+        images = {f"rejected_images_{number}": others[number - 2]["images"] for number in (2, 3, 4)}
+        scores = {"chosen_score": 3.0, "rejected_score": 1.0}
+        answers = {"chosen_2": others[2]["chosen"], "rejected_image_chosen": others[3]["chosen"]}
+        found.append({**row, **images, **answers, "weight": 1.0, "beta_scale": 1.0, **scores})
+    return found
+
+
 def six_pairs(geometry: Geometry, own_images: bool) -> list[dict[str, Any]]:
     """Four responses to one image and prompt, ranked into six pairs; each chosen one with a dispreferred image of its own,
     or all with the same."""

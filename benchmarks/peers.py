@@ -8,7 +8,7 @@
 
 Each other tool lives in a virtual environment of its own under `--cache`, made from the package index on first use. All
 train the same random weights, the same adapter, and the same pairs in the same order, with the same micro-batch, optimizer
-and precision: text-only DPO, and beside it the presets of `recipes/methods`. Each is trained by its own command in a process
+and precision: text-only DPO, and beside it four presets of `recipes/methods`. Each is trained by its own command in a process
 of its own; they take turns, one step each a round, so that no two compute at once. The first round warms up and is not counted.
 "loss" is the greatest difference between a step's loss and TRL's over all steps, in which every tool moved its own weights.
 """
@@ -32,6 +32,8 @@ from comparing.rounds import Run, start, take_turns
 from llava import GEOMETRIES
 
 METHODS = Path(__file__).parents[1] / "recipes" / "methods"
+COMPARED = ("dpo", "mdpo", "mfpo", "rdpo")
+"""Those of them that need nothing which the other tools' rows have not; `step_cost.py --methods` counts all."""
 SIZES = {"tiny": "tiny", "wide": "wide", "7b": "llava-1.5-7b"}
 TOOLS = {"trl": "TRL", "ms-swift": "ms-swift", "llamafactory": "LLaMA-Factory", "mfpo_trl": "mfpo_trl"}
 BASE = "TRL DPO"
@@ -43,7 +45,7 @@ CACHED = {"precompute_ref_log_probs": True}
 
 def presets() -> dict[str, dict[str, Any]]:
     """The options of each method of this package that make its loss and its dispreferred images."""
-    found = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(METHODS.glob("*.yaml"))}
+    found = {name: yaml.safe_load((METHODS / f"{name}.yaml").read_text(encoding="utf-8")) for name in COMPARED}
     return {name: {k: v for k, v in fields.items() if k not in TRAINING} for name, fields in found.items()}
 
 

@@ -4,6 +4,7 @@
     python benchmarks/step_cost.py --geometry wide            # wall time and memory on a CPU; a language part that dominates
     python benchmarks/step_cost.py --geometry tiny            # the same in seconds
     python benchmarks/step_cost.py --geometry llava-1.5-7b --device cuda [--bits 4]    # measured for real
+    python benchmarks/step_cost.py --geometry llava-1.5-7b --methods    # a line for each objective that `mfpo methods` lists
 
 Everybody trains a LoRA on the language part with gradient checkpointing. Wall time and memory are those of the trainers'
 own `training_step` on batches of their own collators. Operations are those that PyTorch's FlopCounterMode counts in the
@@ -16,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +26,17 @@ from unittest import mock
 
 import torch
 from datasets import Dataset, load_from_disk
-from llava import GEOMETRIES, LANGUAGE_PART, SPECIAL, Geometry, build_model, build_processor, pairs, six_pairs
+from llava import (
+    GEOMETRIES,
+    LANGUAGE_PART,
+    SPECIAL,
+    Geometry,
+    build_model,
+    build_processor,
+    pairs,
+    six_pairs,
+    whole_pairs,
+)
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
@@ -40,32 +52,36 @@ from mfpo_trl.batch import forward
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.batch.packing import FLAT, PACKED_ROW
 from mfpo_trl.images.dispreferred import DispreferredImages
-from mfpo_trl.objective import BRANCHES
+from mfpo_trl.objective import PRESETS, BranchName, terms_of
 from mfpo_trl.objective.branches import split_batch
+from mfpo_trl.objective.terms import branches_read, reads_tokens
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to make a step from pairs: a line of the table."""
 
-    image_term: bool = True
+    objective: str = "mfpo"
     layout: str = PACKED_ROW
     cached: bool = False
     trl: bool = False
 
     @property
-    def branches(self) -> tuple[str, ...]:
-        return BRANCHES if self.image_term else BRANCHES[:2]
+    def branches(self) -> tuple[BranchName, ...]:
+        return branches_read(terms_of(self.objective, None, {}))
 
 
 BASE, BEST = "TRL DPOTrainer", "MFPO packed + cache"
 WAYS = {
-    BASE: Way(image_term=False, layout=FLAT, trl=True),
+    BASE: Way("dpo", layout=FLAT, trl=True),
     "MFPO flat": Way(layout=FLAT),
     "MFPO packed": Way(),
     BEST: Way(cached=True),
-    "text only, packed + cache": Way(image_term=False, cached=True),
+    "text only, packed + cache": Way("dpo", cached=True),
 }
+METHODS = {name: Way(name, cached=not reads_tokens(terms_of(name, None, {}))) for name in PRESETS}
+"""A line for each objective as its recipe has it: packed, and with a cached reference where it can have one."""
+SIX = (("the same dispreferred image", False), ("a dispreferred image for each chosen one", True))
 UNITS = {"operations": ("operations", 1.0), "seconds": ("seconds", 1.0), "memory": ("peak memory, MiB", 2.0**-20)}
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_PART)
 
@@ -137,7 +153,7 @@ class Measured:
             "disable_tqdm": True,
         }
         own = {
-            "image_loss_weight": float(way.image_term),
+            "objective": way.objective,
             "corruption": "none",
             "precompute_ref_log_probs": way.cached,
         }
@@ -189,7 +205,9 @@ def stored(rows: list, folder: Path) -> Dataset:
     return load_from_disk(path)
 
 
-def measured(geometry: Geometry, rows: list, device: str, bits: int, repeats: int) -> dict[str, dict[str, float]]:
+def measured(
+    asked: dict[str, Way], geometry: Geometry, rows: list, device: str, bits: int, repeats: int
+) -> dict[str, dict[str, float]]:
     """Seconds, the median of rounds in which the ways take turns, and peak memory of a step, by way."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +215,7 @@ def measured(geometry: Geometry, rows: list, device: str, bits: int, repeats: in
         def model() -> LlavaForConditionalGeneration:
             return _model(geometry, device, bits, Path(folder))
 
-        ways = {name: Measured(way, model(), geometry, rows, Path(folder)) for name, way in WAYS.items()}
+        ways = {name: Measured(way, model(), geometry, rows, Path(folder)) for name, way in asked.items()}
         rounds = [{name: way.seconds() for name, way in ways.items()} for _ in range(repeats + 1)][1:]
         for name in ways:
             found[name] = {"seconds": statistics.median(times[name] for times in rounds)}
@@ -222,18 +240,19 @@ def _model(geometry: Geometry, device: str, bits: int, folder: Path) -> LlavaFor
 # Shown
 
 
-def show(title: str, report: dict[str, dict[str, float]]) -> None:
-    """One table: each figure and its ratio to DPOTrainer's."""
+def show(title: str, report: dict[str, dict[str, float]], bases: Sequence[str] = (BASE,)) -> None:
+    """One table: each figure and its ratio to those of `bases`, in their order."""
     table = Table(title=title)
-    columns = [name for name in UNITS if name in report[BASE]]
-    table.add_column("a pair")
+    columns = [name for name in UNITS if name in report[bases[0]]]
+    table.add_column("a pair" if len(bases) == 1 else f"a pair (ratio to {', to '.join(bases)})")
     for column, (heading, _) in UNITS.items():
         table.add_column(heading if column in columns else f"{heading}: not measured", justify="right")
     for name, values in report.items():
-        cells = [
-            f"{values[c] * unit:.4g} ({values[c] / report[BASE][c]:.3f})" if c in columns else "-"
-            for c, (_, unit) in UNITS.items()
-        ]
+        cells = ["-" for _ in UNITS]
+        for place, (column, (_, unit)) in enumerate(UNITS.items()):
+            if column in columns:
+                ratios = ", ".join(f"{values[column] / report[base][column]:.3f}" for base in bases)
+                cells[place] = f"{values[column] * unit:.4g} ({ratios})"
         table.add_row(name, *cells)
     Console(width=120).print(table)
 
@@ -245,24 +264,29 @@ def main() -> None:
     parser.add_argument("--bits", type=int, choices=(16, 4), default=16, help="4: weights in NF4 (bitsandbytes)")
     parser.add_argument("--pairs", type=int, default=1, help="pairs in a micro-batch")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
+    parser.add_argument(
+        "--methods", action="store_true", help="a line for each objective in place of the ways to make a step"
+    )
     parser.add_argument("--output", type=Path, help="write the tables as JSON")
     args = parser.parse_args()
     geometry = GEOMETRIES[args.geometry]
-    model, rows = meta_model(geometry), pairs(geometry, args.pairs)
-    report = {name: {"operations": operations(model, way, geometry, rows)} for name, way in WAYS.items()}
+    asked, make = (METHODS, whole_pairs) if args.methods else (WAYS, pairs)
+    model, rows = meta_model(geometry), make(geometry, args.pairs)
+    report = {name: {"operations": operations(model, way, geometry, rows)} for name, way in asked.items()}
     if not args.geometry.startswith("llava") or args.device == "cuda":
-        for name, values in measured(geometry, rows, args.device, args.bits, args.repeats).items():
+        for name, values in measured(asked, geometry, rows, args.device, args.bits, args.repeats).items():
             report[name] |= values
     for values in report.values():
         values |= {name: values[name] / args.pairs for name in ("operations", "seconds") if name in values}
-    tables = {f"{args.geometry}, {args.pairs} pair(s) a step, {args.device}": report}
-    for title, own in (("the same dispreferred image", False), ("a dispreferred image for each chosen one", True)):
+    title = f"{args.geometry}, {args.pairs} pair(s) a step, {args.device}"
+    tables = {title: report} if not args.methods else {f"objectives, packed, {title}": report}
+    for title, own in SIX if not args.methods else ():
         six = six_pairs(geometry, own)
         tables[f"six pairs from four responses, {title}"] = {
             name: {"operations": operations(model, WAYS[name], geometry, six) / 6} for name in (BASE, BEST)
         }
     for title, table in tables.items():
-        show(title, table)
+        show(title, table, ("dpo", "mfpo") if args.methods else (BASE,))
     if args.output:
         args.output.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ import yaml
 from trl import DPOConfig, TrlParser
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
-from mfpo_trl.objective import BRANCHES
+from mfpo_trl.objective import BRANCHES, PRESETS, Preset
 
 CPU = {"bf16": False, "use_cpu": True}
 
@@ -83,6 +83,21 @@ def test_command_line_fields(tmp_path):
     (found,) = TrlParser(MFPOConfig).parse_args_and_config(argv)
     assert found.image_loss_weight == 0.5 and not found.add_eos
     assert found.corruption_kwargs == {"step": 700, "schedule": "cosine"}
+
+
+def test_a_beta_that_is_not_set_is_the_papers(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "hot", Preset({"text": 1.0}, "here", beta=0.5))
+    monkeypatch.setitem(PRESETS, "silent", Preset({"text": 1.0}, "here"))
+    with caplog.at_level("INFO", "mfpo_trl"):
+        assert config(tmp_path).beta == config(tmp_path, objective="silent").beta == 0.1 and not caplog.messages
+        assert config(tmp_path, objective="hot", beta=0.1).beta == 0.1 and not caplog.messages
+        assert config(tmp_path, objective="hot").beta == 0.5
+    assert caplog.messages == ["beta=0.5, that of objective='hot'; `beta` says another one."]
+    assert MFPOConfig.from_dpo_config(DPOConfig(output_dir=str(tmp_path), **CPU)).beta == 0.1
+    (found,) = TrlParser(MFPOConfig).parse_args_and_config(
+        ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--objective", "hot"]
+    )
+    assert found.beta == 0.5
 
 
 @pytest.mark.parametrize(

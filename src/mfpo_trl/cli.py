@@ -10,6 +10,7 @@ from . import __version__
 from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
+from .objective import add_methods
 from .recipes import add_recipes
 from .terminal import quiet
 
@@ -100,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_preview(commands)
     add_push(commands)
     add_recipes(commands)
+    add_methods(commands)
 
     commands.add_parser(
         "check",

@@ -1,6 +1,7 @@
 """`MFPOConfig`: only what is added to `DPOConfig`, and what is refused."""
 
 import copy
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,6 +15,11 @@ from trl import DPOConfig
 from .images import AUTO, REGION_CHOICES, check_corruption, check_some_corruption
 from .objective import PRESETS, BranchName, terms_of
 from .objective.terms import Weighted, branches_read
+
+logger = logging.getLogger(__name__)
+
+USUAL_BETA = 0.1
+"""TRL's default, and that of most papers."""
 
 WEIGHTS = ("text", "image", "anchor")
 """Terms whose weight is a field of its own."""
@@ -56,6 +62,7 @@ class MFPOConfig(DPOConfig):
             Weights of these terms, >= 0 and not all 0; those of `objective` when None. A branch that no term with weight reads is not computed; with
             `text_loss_weight=0` TRL's loss does not run, and the metrics that it logs are not there.
         anchor_margin: eta of `L_margin` (delta in mDPO), in units of reward.
+        beta: TRL's; that of the paper of `objective` when None, and 0.1 where that is not public.
         image_beta: beta of every term but TRL's text term; `beta` when None.
         corruption: how the dispreferred image is made for a row that has no `rejected_images`: `auto` (by the row's own
             recipe, which `mfpo build` writes into its column `corruption`, else by `diffusion`), or for all rows `diffusion`,
@@ -104,6 +111,12 @@ class MFPOConfig(DPOConfig):
         default=None,
         metadata={
             "help": 'Terms in place of those of the objective, e.g. `{"text": 1, "image": {"weight": 0.5, "beta": 0.2}}`.'
+        },
+    )
+    beta: float = field(
+        default=None,  # type: ignore[assignment]  # a number from `__post_init__` on
+        metadata={
+            "help": "Inverse temperature; that of the objective's paper when not set, 0.1 where none is public."
         },
     )
     text_loss_weight: float | None = field(
@@ -208,6 +221,7 @@ class MFPOConfig(DPOConfig):
 
     def __post_init__(self):
         self._check_launch()
+        self._set_beta()
         super().__post_init__()
         if self.corruption_kwargs is None:
             self.corruption_kwargs = {}
@@ -233,6 +247,15 @@ class MFPOConfig(DPOConfig):
             check_some_corruption(options)
         else:
             check_corruption(self.corruption, options)
+
+    def _set_beta(self) -> None:
+        if self.beta is not None:
+            return
+        # What is no objective is refused with the terms.
+        own = PRESETS[self.objective].beta if self.objective in PRESETS else None
+        self.beta = USUAL_BETA if own is None else own
+        if self.beta != USUAL_BETA:
+            logger.info(f"beta={self.beta:g}, that of objective={self.objective!r}; `beta` says another one.")
 
     def _check_objective(self) -> None:
         if not self.terms:

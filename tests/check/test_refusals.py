@@ -127,6 +127,22 @@ def test_what_training_refuses_is_found_before(refusal, folder, tmp_path, capsys
     assert status in (1, 2) and error in found, f"mfpo train: {error}\nmfpo check ({status}): {found}"
 
 
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        ("SHAPE", "term 'shape' returned (); expected one loss for each of the 1 samples"),
+        ("NAN", "term 'nan' returned NaN for log-ratios that are finite; look at its loss and at its columns"),
+    ],
+)
+def test_what_a_term_returns(term, words, folder, tmp_path, capsys):
+    """One sentence of the first step, and of the step that `mfpo check` tries."""
+    argv = written(Refusal("", f"""--objective_terms '{{{{"own_terms:{term}": 1}}}}'"""), folder, tmp_path / "out")
+    assert checked([*argv, "--try-forward", "no"], capsys)[0] == 0
+    status, found = checked([*argv, "--try-forward", "yes"], capsys)
+    assert status == 1 and words in found
+    assert trained(argv, capsys) == (2, words)
+
+
 def test_several_problems_in_one_run(folder, tmp_path, capsys):
     """Those that are known do not hide what comes behind them."""
     fields = "--use_peft --curriculum staged --train_sampling_strategy sequential --eval_strategy epoch --push_to_hub "

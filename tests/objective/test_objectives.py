@@ -1,17 +1,22 @@
 """Objectives through the trainer: flat and packed rows, a live and a cached reference, against one forward a branch, unpadded."""
 
+import inspect
 import random
+import re
+from functools import cache
 
+import own_terms
 import pytest
 import tiny
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from test_presets import ANSWERS, FORMULAS, IMAGES
+from peft import LoraConfig, get_peft_model
+from test_presets import ANSWERS, FORMULAS, FROZEN, IMAGES, place
 from test_trainer import CPU, policy
 from trl.data_utils import prepare_multimodal_messages
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
-from mfpo_trl.objective import CHOSEN, PRESETS, LogRatios, columns_of, preferred
+from mfpo_trl.objective import CHOSEN, PRESETS, LogRatios, Preset, columns_of, preferred, terms_of
 from mfpo_trl.objective.terms import TERMS, Term, branches_read
 
 NEW = [name for name in FORMULAS if name not in ("dpo", "mdpo", "mfpo", "rdpo")]
@@ -41,10 +46,10 @@ def rows(without: str | None = None, **changed) -> Dataset:
     return data if without is None else data.remove_columns(without)
 
 
-def build(folder, data=None, terms=(), reference=True, data_collator=None, **config):
+def build(folder, data=None, terms=(), reference=True, model=None, data_collator=None, **config):
     args = MFPOConfig(str(folder), **{**CPU, "max_steps": 1, "corruption": "none", **config})
     return MFPOTrainer(
-        policy(),
+        policy() if model is None else model,
         tiny.model() if reference else None,
         args,
         train_dataset=rows() if data is None else data,
@@ -54,7 +59,12 @@ def build(folder, data=None, terms=(), reference=True, data_collator=None, **con
     )
 
 
-def alone(model, processor, row, image: str, answer: str) -> float:
+@cache
+def read() -> list[dict]:
+    return list(rows())
+
+
+def alone(model, processor, row, image: str, answer: str) -> torch.Tensor:
     """log pi(answer | prompt, image), by one forward of one row without padding."""
     column = {"image": "images", "no image": None, "rejected_image": "rejected_images"}
     name = column.get(image, f"rejected_images_{image[-1]}")
@@ -69,10 +79,9 @@ def alone(model, processor, row, image: str, answer: str) -> float:
     labels = torch.tensor([processor.tokenizer(said, add_special_tokens=False)["input_ids"]])
     ids = torch.cat([encoded["input_ids"], labels], dim=1)
     vision = {"pixel_values": encoded["pixel_values"]} if images else {}
-    with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision).logits[0]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision).logits[0]
     start = encoded["input_ids"].size(1) - 1
-    return logits[start:-1].double().log_softmax(-1).gather(1, labels[0][:, None]).sum().item()
+    return logits[start:-1].double().log_softmax(-1).gather(1, labels[0][:, None]).sum()
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +89,12 @@ def ratios():
     """Every log-ratio of every row, by row, answer and image."""
     models, processor = (policy().eval(), tiny.model().eval()), tiny.processor()
     found = {}
-    for number, row in enumerate(rows()):
+    for number, row in enumerate(read()):
         for answer, short in ANSWERS.items():
             for image, variant in IMAGES.items():
                 if row["images"] or image == "image":
-                    ours, theirs = (alone(model, processor, row, image, answer) for model in models)
+                    with torch.no_grad():
+                        ours, theirs = (alone(model, processor, row, image, answer).item() for model in models)
                     found[number, short, variant] = ours - theirs
     return found
 
@@ -92,7 +102,7 @@ def ratios():
 def expected(name, ratios, beta) -> float:
     """The mean over the rows of the terms that have all of their branches; in rows without an image those of texts alone."""
     total = 0.0
-    for number, row in enumerate(rows()):
+    for number, row in enumerate(read()):
         numbers = {key: row[key] for key in ("weight", "beta_scale")}
         if row["images"]:
             total += FORMULAS[name](lambda answer, image, n=number: ratios[n, answer, image], beta, numbers)
@@ -124,6 +134,58 @@ def test_the_trainers_loss_is_the_formula(name, ratios, tmp_path):
         assert loss.item() == pytest.approx(expected(name, ratios, CPU["beta"]), rel=2e-4), sharing
 
 
+def adapted():
+    """A model with an adapter that changes it: TRL's reference of one that is handed over is the adapter as it was."""
+    model = get_peft_model(tiny.model(), LoraConfig(r=4, target_modules=r".*language_model.*\.(q|v|down)_proj"))
+    return moved(model, 2)
+
+
+def moved(model, seed: int):
+    """The same model with other weights in its adapter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B.default" in name:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    return model.eval()
+
+
+def straight_gradient(name: str, adapter: bool) -> dict[str, torch.Tensor]:
+    """Of what is trained: the slopes of the paper's formula, by finite differences, times the gradients of single forwards."""
+    model, reference = (moved(adapted(), 3), adapted()) if adapter else (policy().eval(), tiny.model().eval())
+    processor = tiny.processor()
+    logps, found = {}, {}
+    for number, row in enumerate(read()):
+        for branch in branches_read(terms_of(name, None, {})):
+            if row["images"] or branch.image == "image":
+                key = (number, *place(branch))
+                logps[key] = alone(model, processor, row, *branch)
+                with torch.no_grad():
+                    found[key] = (logps[key] - alone(reference, processor, row, *branch)).item()
+    for key, logp in logps.items():
+        near = [expected(name, {**found, key: found[key] + step}, CPU["beta"]) for step in (1e-4, -1e-4)]
+        slope = 0.0 if key[1:] in FROZEN.get(name, []) else (near[0] - near[1]) / 2e-4
+        (slope * logp).backward()
+    return {own: weight.grad for own, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("svco", False), ("vdpo", True), ("lpoi", False), ("mfpo-sym", True)])
+def test_the_trainers_gradient_is_the_formulas(name, adapter, tmp_path):
+    """In both layouts, of whole models and adapters."""
+    straight = straight_gradient(name, adapter)
+    assert straight and all(adapter == ("lora" in own) for own in straight)
+    for sharing in ("off", "on"):
+        model = adapted() if adapter else policy()
+        config = {"objective": name, "prefix_sharing": sharing, "add_eos": False}
+        trainer = build(tmp_path, model=model, reference=not adapter, **config)
+        moved(model, 3)
+        trainer.compute_loss(trainer.model.eval(), trainer.data_collator(list(rows()))).backward()
+        grads = {own: weight.grad for own, weight in model.named_parameters() if weight.grad is not None}
+        whole = torch.cat([own.flatten() for own in straight.values()])
+        theirs = torch.cat([grads[own].flatten() for own in straight])
+        assert (theirs - whole).norm() < 2e-3 * whole.norm(), sharing
+
+
 @pytest.mark.parametrize("name", ["mfpo-sym", "svco", "lpoi", "opa"])
 def test_cached_is_live(name, tmp_path):
     """Two steps, loss and gradient, packed rows; the second run of a cache scores nothing that the first has."""
@@ -139,23 +201,43 @@ def test_cached_is_live(name, tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_terms_in_any_layout_and_batch(seed, tmp_path):
-    """Random terms with random weights and betas: packed is flat, and micro-batches are one batch."""
+    """Random terms with random weights and betas: packed is flat, micro-batches are one batch, and cached is live."""
     draw = random.Random(seed)
     names = draw.sample(sorted(name for name in TERMS if "chosen_score" not in TERMS[name].columns), 4)
     terms = {
         name: {"weight": round(draw.uniform(0.1, 2), 2), "beta": round(draw.uniform(0.1, 1), 2)} for name in names
     }
     found = []
-    for sharing, size in (("off", 4), ("on", 4), ("on", 1)):
+    can = not any(TERMS[name].tokens or TERMS[name].logits for name in names)
+    for sharing, size, cached in (("off", 4, False), ("on", 4, False), ("on", 1, False), ("on", 4, can)):
         config = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "learning_rate": 1e-3}
+        config["precompute_ref_log_probs"] = cached
         trainer = build(
             tmp_path, objective_terms=terms, prefix_sharing=sharing, **config, train_sampling_strategy="sequential"
         )
         trainer.train()
         line = trainer.state.log_history[0]
         found.append([line["loss"], line["grad_norm"], *(line[f"loss/{name}"] for name in sorted(names))])
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-5), terms
-    assert found[2] == pytest.approx(found[0], rel=1e-3, abs=1e-5), terms
+    assert found[1:] == [pytest.approx(found[0], rel=1e-3, abs=1e-5)] * 3, terms
+
+
+@pytest.mark.parametrize("name", ["dpo", "mfpo", "svco"])
+def test_several_images_a_row(name, tmp_path):
+    """As MIA-DPO has them: three in an order, and three dispreferred ones."""
+    several = []
+    for number, row in enumerate(rows().select(range(3))):
+        for column in ("images", "rejected_images"):
+            row[column] = [tiny.picture(7 * number + place) for place in range(3 * len(several), 3 * len(several) + 3)]
+            row[column] = row[column] if column == "images" else row[column][::-1]
+        several.append(row)
+    data = Dataset.from_list(several, features=rows().features)
+    losses = []
+    for sharing in ("off", "on"):
+        trainer = build(tmp_path, data, objective=name, prefix_sharing=sharing)
+        batch = trainer.data_collator(list(data))
+        assert len(batch["pixel_values"]) % 3 == 0
+        losses.append(trainer.compute_loss(trainer.model.eval(), batch).item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_the_card_tells_what_was_trained(tmp_path):
@@ -169,6 +251,51 @@ def test_the_card_tells_what_was_trained(tmp_path):
     )
     build(tmp_path, objective="symmpo").create_model_card()
     assert "**symmpo** (arXiv 2506.11712)" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "cited"),
+    [
+        ({"objective": "symmpo"}, ["MFPO", "SymMPO", "mDPO", "DPO", "TRL"]),
+        ({"objective": "dpo"}, ["MFPO", "DPO", "TRL"]),
+        ({"objective": "rdpo"}, ["MFPO", "rDPO", "mDPO", "DPO", "TRL"]),
+        (
+            {"objective_terms": {"text": 1, "listwise": 0.5, "own_terms:HINGE": 1}},
+            ["MFPO", "LPOI", "arXiv 2601.99999", "DPO", "TRL"],
+        ),
+    ],
+)
+def test_the_card_cites_what_was_trained(config, cited, tmp_path):
+    build(tmp_path, **config).create_model_card()
+    section = (tmp_path / "README.md").read_text().split("## Citations\n\n")[1]
+    assert re.findall(r"^(.+):\n\n```bibtex\n@\w+{\w+,\n", section, re.M) == cited
+
+
+def test_a_preset_from_outside(monkeypatch, tmp_path):
+    """In less than twenty lines: a term and its place in an objective of its own name."""
+
+    def hinged(presets):
+        def hinge(ratios, beta):
+            return (1 - beta * (ratios.chosen - ratios.corrupted)).clamp(min=0)
+
+        own_terms.OUTSIDE = Term("outside", (CHOSEN, ("rejected_image", "chosen")), hinge, source="arXiv 2601.99999")
+        weights = {"text": 1.0, "own_terms:OUTSIDE": 0.5}
+        presets["hinged"] = Preset(
+            weights, "arXiv 2601.99999", formula="l(r_w - r_l) + ...", corruption="none", beta=0.2
+        )
+
+    assert len(inspect.getsource(hinged).splitlines()) < 20
+    known = dict(PRESETS)
+    hinged(known)
+    monkeypatch.setitem(PRESETS, "hinged", known["hinged"])
+    trainer = build(tmp_path, objective="hinged", beta=None)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert trainer.beta == 0.2 and trainer.term_weights == {"text": 1.0, "outside": 0.5}
+    assert line["loss"] == pytest.approx(line["loss/text"] + 0.5 * line["loss/outside"], rel=1e-4)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "eprint        = {2601.99999}" in card and "| `outside` (arXiv 2601.99999) | 0.5 |" in card
 
 
 # A term from outside of the package

@@ -3,12 +3,13 @@ number of each term by hand."""
 
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from mfpo_trl.objective import PRESETS, BranchName, LogRatios, branch_of, terms_of
+from mfpo_trl.objective import PRESETS, BranchName, LogRatios, branch_of, papers_in, terms_of
 from mfpo_trl.objective.terms import TERMS, branches_read, row_columns
 
 BETA = 0.3
@@ -85,6 +86,55 @@ def place(branch: BranchName) -> tuple[str, str]:
     return ANSWERS[branch.answer], IMAGES[branch.image]
 
 
+NAMES = {"m": "r{}_", "0": "r0_"} | {f"m{n}": f"r'{n if n > 1 else ''}_" for n in (1, 2, 3, 4)}
+"""How the formulas that people read call an image; the answer follows."""
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_formula_that_people_read_is_the_same(name):
+    """`mfpo methods` prints it: read as Python, it gives the same number."""
+    draw = random.Random(name)
+    answers, values, said = {"w": "w", "l": "l", "y2": "w2", "t": "y"}, {}, {}
+    for image, begun in NAMES.items():
+        for answer, short in answers.items():
+            values[answer, image] = draw.uniform(-3, 3)
+            said[begun.replace("{}", "").replace("'", "q") + short] = values[answer, image]
+    numbers = {"weight": 0.7, "beta_scale": 1.3}
+    functions = {
+        "l": lambda z: l(BETA * z),
+        "e": lambda z: math.exp(BETA * z),
+        "log": math.log,
+        "stop": lambda r: r,
+        "ranked": lambda *rewards: softmax_ladder([BETA * own for own in rewards]),
+    }
+    written = PRESETS[name].formula.replace("'", "q").replace("^", "**")
+    found = eval(written, {"__builtins__": {}}, {**said, **numbers, **functions})
+    expected = FORMULAS[name](lambda answer, image: values[answer, image], BETA, numbers)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_is_frozen_is_said():
+    assert {name for name in FORMULAS if "stop(" in PRESETS[name].formula} == set(FROZEN)
+    assert all(own.formula for own in PRESETS.values())
+
+
+def test_opa_as_it_was_released():
+    """Each of the four anchors as its trainer has them: both of the second answer are lowered."""
+    terms = {own.term.name: own for own in terms_of("opa", PRESETS["opa"].released, {})}
+    values = {("image", "chosen"): 2.0, ("image", "chosen_2"): -1.5}
+    policy = {BranchName(*key): torch.tensor([value], dtype=torch.float64) for key, value in values.items()}
+    ratios = LogRatios(policy, {branch: torch.zeros(1) for branch in policy})
+    found = sum(own.weight * own.losses(ratios, BETA) for key, own in terms.items() if "anchor" in key)
+    rewards = [BETA * 2.0, BETA * -1.5, BETA * 2.0, BETA * -1.5]
+    signs = (1, -1, 1, -1)
+    assert found.item() == pytest.approx(sum(l(s * own) for s, own in zip(signs, rewards, strict=True)), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, own in PRESETS.items() if own.released])
+def test_what_was_released_can_be_asked_for(name):
+    assert all(own.weight for own in terms_of(name, PRESETS[name].released, {}))
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_preset_is_its_papers_formula(name, seed):
@@ -138,6 +188,7 @@ BY_HAND = {
     "anchor": math.log(1 + math.exp(-2)),
     "counterpart_anchor": math.log(1 + math.exp(-3)),
     "second_anchor": math.log(1 + math.exp(-1.5)),
+    "second_anchor_lowered": math.log(1 + math.exp(1.5)),
     "answers_of_image": math.log(1 + math.exp(-1.75)),  # 2 - 0.25
     "answers_of_counterpart": math.log(1 + math.exp(-3)),
     "images_of_counterpart": math.log(1 + math.exp(-2.75)),
@@ -231,10 +282,18 @@ def test_what_is_no_objective(options, words):
 
 def test_the_page_lists_every_preset_with_its_paper_and_columns():
     page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
-    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| [`")}
     assert list(lines) == list(PRESETS)
+    sections = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", page, re.S | re.M))
+    assert list(sections) == list(PRESETS)
     for name, preset in PRESETS.items():
-        assert preset.paper == "here" or preset.paper in lines[name]
+        section = sections[name]
+        assert f"](#{name})" in lines[name] and (preset.cost is None or f"{preset.cost:.2f}" in lines[name])
+        for own in papers_in(preset.paper):
+            assert own.title in section and own.url in section
+        for setting in (preset.published, preset.settings, preset.says):
+            assert setting in section, (name, setting)
+        assert f"(../recipes/methods/{name}.yaml)" in section
         for column in row_columns(terms_of(name, None, {})):
             if not column.startswith("rejected_image_") or column == "rejected_image_chosen":
                 assert name == "lpoi" or f"`{column}`" in lines[name] or "_2`" in lines[name], (name, column)

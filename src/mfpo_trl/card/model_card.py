@@ -13,7 +13,7 @@ from .curves import write_curves
 from .dispreferred import describe_corruption, used_in
 from .facts import describe_training, describe_versions
 from .markdown import hub_id, plain
-from .papers import DPO_CITATION, MDPO_CITATION, MFPO_CITATION, TRL_CITATION
+from .papers import MFPO_CITATION, citations
 from .scores import Scores, describe_scores, evaluation_results, read_scores
 from .training import Training
 
@@ -64,29 +64,7 @@ policy minus that under the reference, summed over the response. The end of an a
 
 ## Citations
 
-{own_citation}MFPO:
-
-```bibtex
-{mfpo}
-```
-
-mDPO:
-
-```bibtex
-{mdpo}
-```
-
-DPO:
-
-```bibtex
-{dpo}
-```
-
-TRL:
-
-```bibtex
-{trl}
-```
+{own_citation}{citations}
 """
 
 
@@ -148,15 +126,15 @@ def card_text(
     made = used_in(training)
     base = hub_id(getattr(training.model.config, "_name_or_path", ""))
     own, own_citation = describe_subclass(*training.method)
+    corruptions = {AUTO} if made is None else {own.corruption for own, _ in made}
+    method = method_name(training.term_weights, corruptions, args.objective)
     return TEXT.format(
         model_name=plain(model_name),
         base=f"[{base}](https://huggingface.co/{base})" if base else "A model",
         data=describe_dataset(training.train_dataset, dataset_name),
         badges=badges,
         own=own,
-        method=method_name(
-            training.term_weights, {AUTO} if made is None else {own.corruption for own, _ in made}, args.objective
-        ),
+        method=method,
         loss_type=", ".join(training.loss_types),
         # What was trained with, which is less than what was asked for where the data has no image.
         text=training.term_weights.get("text", 0),
@@ -181,10 +159,7 @@ def card_text(
         licence=f"`{licence}`" if licence else NO_LICENCE,
         versions=describe_versions(training),
         own_citation=own_citation,
-        mfpo=MFPO_CITATION,
-        mdpo=MDPO_CITATION,
-        dpo=DPO_CITATION,
-        trl=TRL_CITATION,
+        citations=citations([method, *(own.term.source for own in training.terms)]),
     )
 
 

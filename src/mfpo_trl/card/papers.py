@@ -1,30 +1,11 @@
-"""BibTeX of what every card cites."""
+"""BibTeX of what cards cite."""
 
-DPO_CITATION = """\
-@inproceedings{rafailov2023direct,
-    title     = {{Direct Preference Optimization: Your Language Model is Secretly a Reward Model}},
-    author    = {Rafael Rafailov and Archit Sharma and Eric Mitchell and Christopher D. Manning and Stefano Ermon and Chelsea Finn},
-    booktitle = {Advances in Neural Information Processing Systems 36},
-    year      = 2023,
-    url       = {https://arxiv.org/abs/2305.18290}
-}"""
+from collections.abc import Iterable
 
-MDPO_CITATION = """\
-@inproceedings{wang2024mdpo,
-    title     = {{mDPO: Conditional Preference Optimization for Multimodal Large Language Models}},
-    author    = {Fei Wang and Wenxuan Zhou and James Y. Huang and Nan Xu and Sheng Zhang and Hoifung Poon and Muhao Chen},
-    booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
-    year      = 2024
-}"""
+from ..objective import PAPERS, papers_in
 
-MFPO_CITATION = """\
-@inproceedings{jiang2025modality,
-    title        = {{Modality-Fair Preference Optimization for Trustworthy MLLM Alignment}},
-    author       = {Songtao Jiang and Yan Zhang and Ruizhe Chen and Tianxiang Hu and Yeying Jin and Qinglin He and Yang Feng and Jian Wu and Zuozhu Liu},
-    year         = 2025,
-    booktitle    = {Proceedings of the Thirty-Fourth International Joint Conference on Artificial Intelligence, IJCAI 2025},
-    url          = {https://arxiv.org/abs/2410.15334}
-}"""
+DPO, MFPO = PAPERS["2305.18290"], PAPERS["2410.15334"]
+MFPO_CITATION = MFPO.bibtex
 
 TRL_CITATION = """\
 @software{vonwerra2020trl,
@@ -35,3 +16,10 @@ Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallou\u00e9dec, Quenti
     url     = {https://github.com/huggingface/trl},
     year    = 2020
 }"""
+
+
+def citations(sources: Iterable[str]) -> str:
+    """A section's text: MFPO, whose trainer it was, the papers whose numbers on arXiv `sources` name, DPO and TRL, each once."""
+    papers = dict.fromkeys([MFPO, *(own for source in sources for own in papers_in(source) if own != DPO), DPO])
+    cited = {**{paper.name: paper.bibtex for paper in papers}, "TRL": TRL_CITATION}
+    return "\n\n".join(f"{name}:\n\n```bibtex\n{bibtex}\n```" for name, bibtex in cited.items())

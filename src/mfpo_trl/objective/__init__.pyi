@@ -12,6 +12,7 @@ from .branches import of_pairs as of_pairs
 from .branches import shifted_labels as shifted_labels
 from .branches import split_batch as split_batch
 from .chosen import terms_of as terms_of
+from .command import add_methods as add_methods
 from .losses import anchor_loss as anchor_loss
 from .losses import image_loss as image_loss
 from .losses import masked_mean as masked_mean
@@ -30,6 +31,9 @@ from .names import REJECTED as REJECTED
 from .names import BranchName as BranchName
 from .names import branch_of as branch_of
 from .names import columns_of as columns_of
+from .papers import PAPERS as PAPERS
+from .papers import Paper as Paper
+from .papers import papers_in as papers_in
 from .presets import PRESETS as PRESETS
 from .presets import Preset as Preset
 from .ratios import ChangedTokens as ChangedTokens

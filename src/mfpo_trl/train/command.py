@@ -16,6 +16,7 @@ from ..checkpoints import ResumeError, resume_point
 from ..config import MFPOConfig
 from ..hub import PushError, check_strategy, open_repository, push_trained, without_tokens
 from ..leaving import tear_down
+from ..objective.terms import TermError
 from ..recipes import recipe_file
 from ..rows import RowError
 from ..terminal import told
@@ -78,7 +79,7 @@ def _run(argv: Sequence[str]) -> int:
     try:
         train(trainer, script)
     except (ValueError, ImportError, NotImplementedError, PushError) as error:
-        if begun and not isinstance(error, RowError | ResumeError | PushError):
+        if begun and not isinstance(error, RowError | ResumeError | PushError | TermError):
             # It may be a fault of ours, and keeps its traceback.
             raise
         return _fail(error)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ...card import MDPO_CITATION, MFPO_CITATION
+from ...objective import PAPERS as METHODS
 
 
 class Paper(NamedTuple):
@@ -27,19 +27,16 @@ def _paper(name: str, key: str, title: str, authors: str, year: int, arxiv: str 
     return Paper(name, address, bibtex)
 
 
+def _method(arxiv: str) -> Paper:
+    paper = METHODS[arxiv]
+    return Paper(paper.name, paper.url, paper.bibtex)
+
+
 PAPERS = {
-    "mfpo": Paper("MFPO", "https://arxiv.org/abs/2410.15334", MFPO_CITATION),
-    "mdpo": Paper("mDPO", "https://arxiv.org/abs/2406.11839", MDPO_CITATION),
+    "mfpo": _method("2410.15334"),
+    "mdpo": _method("2406.11839"),
     # Data sets
-    "rlhf-v": _paper(
-        "RLHF-V",
-        "yu2023rlhfv",
-        "RLHF-V: Towards Trustworthy MLLMs via Behavior Alignment from Fine-grained Correctional Human Feedback",
-        "Tianyu Yu and Yuan Yao and Haoye Zhang and Taiwen He and Yifeng Han and Ganqu Cui and Jinyi Hu and Zhiyuan Liu and "
-        "Hai-Tao Zheng and Maosong Sun and Tat-Seng Chua",
-        2023,
-        "2312.00849",
-    ),
+    "rlhf-v": _method("2312.00849"),
     "rlaif-v": _paper(
         "RLAIF-V",
         "yu2024rlaifv",
@@ -59,14 +56,7 @@ PAPERS = {
         2023,
         "2312.10665",
     ),
-    "povid": _paper(
-        "POVID",
-        "zhou2024povid",
-        "Aligning Modalities in Vision Large Language Models via Preference Fine-tuning",
-        "Yiyang Zhou and Chenhang Cui and Rafael Rafailov and Chelsea Finn and Huaxiu Yao",
-        2024,
-        "2402.11411",
-    ),
+    "povid": _method("2402.11411"),
     "spa-vl": _paper(
         "SPA-VL",
         "zhang2024spavl",

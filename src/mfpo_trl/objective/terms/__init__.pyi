@@ -1,4 +1,5 @@
 from .table import TERMS as TERMS
+from .table import TermError as TermError
 from .table import Weighted as Weighted
 from .table import branches_read as branches_read
 from .table import checked_losses as checked_losses

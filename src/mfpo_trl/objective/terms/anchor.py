@@ -26,6 +26,11 @@ def second_anchor(ratios: LogRatios, beta: float, *, margin: float = 0.0) -> Ten
     return anchor_loss(ratios[_SECOND], beta, margin)
 
 
+def lowered(ratios: LogRatios, beta: float) -> Tensor:
+    """The second chosen answer's reward below zero, as OPA-DPO's released code has it: for reproduction."""
+    return anchor_loss(-ratios[_SECOND], beta)
+
+
 ANCHOR_TERMS = (
     Term("anchor", (CHOSEN,), anchor, "-log sigma(b r(y_w|m) - margin)", source="mDPO, arXiv 2406.11839"),
     Term(
@@ -41,5 +46,12 @@ ANCHOR_TERMS = (
         second_anchor,
         "-log sigma(b r(y_w2|m) - margin)",
         source="OPA-DPO, arXiv 2501.09695",
+    ),
+    Term(
+        "second_anchor_lowered",
+        (_SECOND,),
+        lowered,
+        "-log sigma(-b r(y_w2|m))",
+        source="the released code of OPA-DPO, arXiv 2501.09695",
     ),
 )

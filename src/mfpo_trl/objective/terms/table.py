@@ -42,6 +42,10 @@ class Weighted:
         return self.term.loss(ratios, beta if self.beta is None else self.beta, **self.options)
 
 
+class TermError(ValueError):
+    """A term that returned what is no loss of its samples."""
+
+
 def branches_read(terms: Iterable[Weighted]) -> tuple[BranchName, ...]:
     """The branches that terms read, those of every batch first; no other is ever computed."""
     read = [branch for own in terms for branch in own.term.reads]
@@ -88,18 +92,18 @@ def checked_losses(term: Term, losses: Tensor, ratios: LogRatios, present: Tenso
         present: which samples have all branches that the term reads, (B,) bool.
 
     Raises:
-        ValueError: another shape, or a loss of such a sample that is not a number.
+        TermError: another shape, or a loss of such a sample that is not a number.
     """
     if not isinstance(losses, Tensor) or losses.shape != present.shape:
         found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(
+        raise TermError(
             f"term {term.name!r} returned {found}; expected one loss for each of the {len(present)} samples"
         )
     if (losses.isnan() & present).any():
         # A model that overflows in half precision is the gradient scaler's business.
         finite = torch.stack([ratios[branch].isfinite() for branch in term.reads]).all(dim=0)
         if (losses.isnan() & present & finite).any():
-            raise ValueError(
+            raise TermError(
                 f"term {term.name!r} returned NaN for log-ratios that are finite; look at its loss and at its columns"
             )
     return losses
