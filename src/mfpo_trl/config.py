@@ -229,8 +229,8 @@ class MFPOConfig(DPOConfig):
             weight = getattr(self, f"{name}_loss_weight")
             if weight is not None:
                 _check(_is_number(weight) and weight >= 0, f"{name}_loss_weight", weight, "a number >= 0")
-        self._check_objective()
         _check(_is_number(self.anchor_margin), "anchor_margin", self.anchor_margin, "a finite number")
+        self._check_objective()
         if self.image_beta is not None:
             _check(_is_number(self.image_beta) and self.image_beta > 0, "image_beta", self.image_beta, "a number > 0")
         _check(self.corruption_region in REGION_CHOICES, "corruption_region", self.corruption_region, REGION_CHOICES)
