@@ -287,7 +287,7 @@ def test_the_page_lists_every_preset_with_its_paper_and_columns():
     sections = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", page, re.S | re.M))
     assert list(sections) == list(PRESETS)
     for name, preset in PRESETS.items():
-        section = sections[name]
+        section = " ".join(sections[name].split())
         assert f"](#{name})" in lines[name] and (preset.cost is None or f"{preset.cost:.2f}" in lines[name])
         for own in papers_in(preset.paper):
             assert own.title in section and own.url in section
