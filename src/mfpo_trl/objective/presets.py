@@ -301,3 +301,4 @@ PRESETS = {
         says="ours: symmetric terms over branches that packed rows score for few operations more than mfpo's; its worth is not shown yet",
     ),
 }
+"""By their names, which `objective` takes; an entry that is added before a configuration is made can be asked for too."""
