@@ -164,6 +164,12 @@ def test_what_changes_lora():
     assert (quantised.adapter, quantised.gradients, quantised.optimizer) == (200, 200, 400)
 
 
+def test_raw_logits_by_hand():
+    """Two labels over a vocabulary of 50: 32 bytes each in place of 8."""
+    plain, read = (per_device(SMALL, Training(), Engine(), replace(BATCH, logits=own)).head for own in (False, True))
+    assert (plain, read) == (800, 3200)
+
+
 def test_full_by_hand():
     """One device in 32 bits: 4 + 4 + 8 for each trained weight, 4 for the others. ZeRO on 4: 2, 2 and 12."""
     full, most = Training(weight_bytes=4, adapter=False), replace(SMALL, trained=900)

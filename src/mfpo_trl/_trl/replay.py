@@ -132,17 +132,18 @@ class Replay:
 
 
 def _of_logits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What TRL's fused LM head gives of each token, and `label_logits`, its raw logit: logits (L, V), labels (L,) -> (L,) each."""
+    """What TRL's fused LM head gives of each token, and `label_logits`, its raw logit: logits (L, V), labels (L,) -> (L,) each. Gradients
+    flow where TRL's loss and terms let them."""
     logps = logits.log_softmax(dim=-1)
     label = labels[:, None]
-    return {
-        "log_probs": logps.gather(1, label)[:, 0],
-        "entropy": -(logps.exp() * logps).sum(dim=-1),
-        "log_sum_sq_probs": (2 * logps).logsumexp(dim=-1),
-        "mean_logits": logits.mean(dim=-1),
-        "is_top1": logits.argmax(dim=-1) == labels,
-        "label_logits": logits.gather(1, label)[:, 0],
-    }
+    read = {"log_probs": logps.gather(1, label)[:, 0], "label_logits": logits.gather(1, label)[:, 0]}
+    with torch.no_grad():
+        return read | {
+            "entropy": -(logps.exp() * logps).sum(dim=-1),
+            "log_sum_sq_probs": (2 * logps).logsumexp(dim=-1),
+            "mean_logits": logits.mean(dim=-1),
+            "is_top1": logits.argmax(dim=-1) == labels,
+        }
 
 
 def _unshard_head(model: Any) -> None:

@@ -101,10 +101,12 @@ class Training:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tokens of all rows of a micro-batch of one device, padding included, and how many of them carry a label."""
+    """Tokens of all rows of a micro-batch of one device, padding included, how many of them carry a label, and whether terms read the raw
+    logits of those."""
 
     tokens: int
     labels: int
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ def per_device(geometry: Geometry, training: Training, engine: Engine, batch: Mi
     its buckets.
     Activations of `N` tokens in `b` bytes: `b N hidden layers` for the checkpoints and `b N (12 hidden + 6 intermediate)` for
     the layer that is computed again, or as much for every layer without checkpointing.
-    LM head: 8 bytes x vocabulary for each label.
+    LM head: 8 bytes x vocabulary for each label; 32 where terms read raw logits: in 4 bytes each, those of policy and reference, their
+    log-softmax, the policy's gradients in both, and what one term makes of them.
     Gathered under stage 3: the LM head's weights in 2 bytes (4 in 32-bit training), and, where they are trained, their
     gradient in 4 before it is shared out.
     """
@@ -194,7 +197,7 @@ def _activations(geometry: Geometry, training: Training, batch: MicroBatch) -> t
     layer = each * (12 * geometry.hidden + 6 * geometry.intermediate)
     checkpoints = each * geometry.hidden * geometry.layers
     inside = checkpoints + layer if training.checkpointing else layer * geometry.layers
-    return inside, 8.0 * geometry.vocabulary * batch.labels
+    return inside, (32.0 if batch.logits else 8.0) * geometry.vocabulary * batch.labels
 
 
 def deepspeed_estimate(geometry: Geometry, engine: Engine) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ from torch import nn
 from ..batch import build_collator, unwrapped
 from ..config import MFPOConfig
 from ..objective import IGNORED_LABEL, shifted_labels
+from ..objective.terms import reads_logits
 from ..train import TrainModelConfig
 from .formulas import (
     GIB,
@@ -36,7 +37,7 @@ def micro_batch(row: Mapping[str, Any], training: MFPOConfig, processor: Any, da
     batch = build_collator(training, processor, dataset, layout)([dict(row)])
     labels = int((shifted_labels(batch) != IGNORED_LABEL).sum())
     size = training.per_device_train_batch_size
-    return MicroBatch(batch["input_ids"].numel() * size, labels * size)
+    return MicroBatch(batch["input_ids"].numel() * size, labels * size, reads_logits(training.terms))
 
 
 def geometry(found: Model) -> Geometry:

@@ -15,8 +15,9 @@ def focal_text(
     ratios: LogRatios, beta: float, *, quality: float = 0.7, margin: float = 2.0, focus: float = 3.0
 ) -> Tensor:
     """DPO of means over tokens, weighed by the scores' gap and by how little the policy, without the reference, tells the answers apart."""
-    chosen, rejected = (ratios[own] / ratios.lengths[own] for own in (CHOSEN, REJECTED))
-    gap = ratios.policy[CHOSEN] / ratios.lengths[CHOSEN] - ratios.policy[REJECTED] / ratios.lengths[REJECTED]
+    lengths = {own: ratios.lengths[own].clamp(min=1) for own in (CHOSEN, REJECTED)}
+    chosen, rejected = (ratios[own] / lengths[own] for own in lengths)
+    gap = ratios.policy[CHOSEN] / lengths[CHOSEN] - ratios.policy[REJECTED] / lengths[REJECTED]
     good = torch.sigmoid(quality * (ratios.columns["chosen_score"] - ratios.columns["rejected_score"]))
     # 1 - sigma(z) = sigma(-z)
     unlearnt = torch.sigmoid(margin - beta * gap) ** focus
@@ -27,7 +28,7 @@ def gated_likelihood(ratios: LogRatios, beta: float, *, good: float = 2.5) -> Te
     """The chosen answer's negative log-likelihood a token, where its score is at least `good` and the policy gives it less than the
     reference does."""
     gate = (ratios.columns["chosen_score"] >= good) & (ratios.chosen.detach() < 0)
-    return -torch.where(gate, ratios.policy[CHOSEN] / ratios.lengths[CHOSEN], 0.0)
+    return -torch.where(gate, ratios.policy[CHOSEN] / ratios.lengths[CHOSEN].clamp(min=1), 0.0)
 
 
 UNIDPO = "Uni-DPO, arXiv 2506.10054"
