@@ -3,7 +3,7 @@
 two_processes.py WEIGHTS OUTPUT ENGINE CASE...
 
 ENGINE is plain, deepspeed or fsdp. A case is words with hyphens between them: flat, packed, cached, lora, adam, checkpointing, bf16,
-gathered. The last case ends as `mfpo train` does.
+gathered, logits. The last case ends as `mfpo train` does.
 """
 
 import hashlib
@@ -26,6 +26,10 @@ from mfpo_trl import MFPOConfig, MFPOTrainer, leaving
 from mfpo_trl.card import model_card
 from mfpo_trl.card.facts import describe_engine
 from mfpo_trl.train import command as train
+
+
+LOGITS = {"text": 1.0, "image": 1.0, "anchor": 1.0, "token_divergence": 0.5}
+"""An objective that reads raw logits."""
 
 
 class InOrder(MFPOTrainer):
@@ -78,6 +82,7 @@ def build(weights: Path, folder: Path, engine: str, words: set[str]) -> MFPOTrai
         learning_rate=1e-2,
         optim="adamw_torch" if "adam" in words else "sgd",
         beta=0.5,
+        objective_terms=LOGITS if "logits" in words else None,
         precompute_ref_log_probs="cached" in words,
         prefix_sharing="on" if "packed" in words else "auto",
         gradient_checkpointing="checkpointing" in words,
