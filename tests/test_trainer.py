@@ -19,8 +19,8 @@ from mfpo_trl._trl import ATTRIBUTES, CLASS_ATTRIBUTES, check_attributes, check_
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.images.dispreferred import DispreferredImages
 from mfpo_trl.requirements import check_optimizer
+from mfpo_trl.rows import rows_without_regions
 from mfpo_trl.rows.schema import to_rgb
-from mfpo_trl.rows.validation import rows_without_regions
 
 CPU = {
     "use_cpu": True,

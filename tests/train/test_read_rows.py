@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -113,6 +114,55 @@ def test_a_column_of_paths_that_nobody_reads(value, fields, tmp_path):
     tiny.picture(0).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"column 'picture' names files of images \('a.png'\), and no image is read"):
         rows(path, *fields)
+
+
+OF = {
+    "trl": TEXTS,
+    "rlaif-v": {"question": "What?", **ANSWERS},
+    "llama-factory": {
+        "conversations": [{"from": "human", "value": "What?"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
+}
+UNREAD = {
+    "files, llama-factory": ({"picture": "0.png"}, "'picture' names files of images.*rename it to 'images'"),
+    "files in lists, rlaif-v": ({"picture": ["0.png"]}, "'picture' names files of images.*rename it to 'images'"),
+    "images, rlaif-v": ({"picture": Image()}, "'picture' holds images.*rename it to 'images'"),
+    "files, trl": ({"picture": "0.png"}, "'picture' names files of images.*rename it to 'images'"),
+    "images, trl": ({"picture": Image()}, "'picture' holds images.*rename it to 'images'"),
+    "files beside empty images, trl": ({"images": [], "picture": "0.png"}, "'picture' names files of images"),
+    "dispreferred files alone, trl": ({"rejected_images": ["0.png"]}, "'rejected_images' names.*goes with images"),
+    "dispreferred images too, trl": ({"rejected_image": Image(), "picture": Image()}, "'picture' holds images"),
+}
+"""Columns that nobody reads beside the texts of a convention, and what is said of them."""
+
+
+@pytest.mark.parametrize("case", UNREAD)
+@pytest.mark.parametrize("how", ["stored", "streamed", "built"])
+def test_images_that_no_convention_reads(case, how, tmp_path, capsys):
+    """Of rows that are stored the second one alone has them."""
+    columns, message = UNREAD[case]
+    source = case.rpartition(", ")[2]
+    tiny.picture(0).save(tmp_path / "0.png")
+    image = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
+    path, full = tmp_path / "rows.jsonl", {**OF[source], **columns}
+    if Image() in columns.values():
+        path = path.with_suffix(".parquet")
+        full |= dict.fromkeys(columns, image)
+    made = [full] if how == "streamed" else [{**full, **dict.fromkeys(columns)}, full]
+    if path.suffix == ".parquet":
+        data = Dataset.from_list(made)
+        data.cast(Features({**data.features, **columns})).to_parquet(path)
+    else:
+        write(path, made)
+    if how == "built":
+        arguments = ["--grounder", "none", "--source", source, "--output", str(tmp_path / "built")]
+        assert main(["build", "--dataset", str(path), *arguments]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    else:
+        with pytest.raises(ValueError, match=message):
+            rows(path, "--source", source, *(["--dataset_streaming"] if how == "streamed" else []))
 
 
 def test_a_folder_of_images_alone(tmp_path):

@@ -12,7 +12,7 @@ from ..images import USUAL_RESOLUTION, DispreferredImages, check_corruption, cor
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
-from .reading import SOURCES, image_roots, open_rows, recognise, repeated
+from .reading import SOURCES, check_unread, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
 from .writing import PartReport, Parts, features
 
@@ -133,7 +133,8 @@ class Pipeline:
         device: of the models; None takes a GPU where there is one.
 
     Raises:
-        ValueError: the data set cannot be read, has no rows, or is of no known source; or `image_root` is no folder.
+        ValueError: the data set cannot be read, has no rows, is of no known source, or has its images in a column that nobody
+            reads; or `image_root` is no folder.
     """
 
     def __init__(self, options: BuildOptions, device: str | None = None):
@@ -145,6 +146,7 @@ class Pipeline:
         columns = self._columns()
         self.source = recognise(columns) if options.source == "auto" else options.source
         self.roots = image_roots(options.dataset, options.image_root)
+        check_unread(self.rows, options.dataset, self.roots, SOURCES[self.source].images)
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
         self.features = features(options.materialize or bool(brings))

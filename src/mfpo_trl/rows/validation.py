@@ -3,14 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from accelerate.logging import get_logger
-from datasets import Dataset, Image, IterableDataset
-from PIL.Image import Image as Picture
+from datasets import Dataset, Image
 from trl import extract_prompt
 
+from .columns import is_stored
 from .schema import ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
 
 logger = get_logger(__name__)
@@ -110,139 +107,8 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
         )
 
 
-def check_image_columns(dataset: Any, name: str) -> None:
-    """Refuse rows that would be trained as texts although a column that nobody reads holds images.
-
-    Args:
-        dataset: of rows that are not stored, the first one says it for all.
-        name: how to call it in a message.
-
-    Raises:
-        ValueError: names the column, and what it should be called.
-    """
-    if not isinstance(dataset, Dataset | IterableDataset):
-        return
-    features: Any = dataset.features
-    if not is_stored(dataset):
-        features = None if isinstance(dataset, Dataset) else features
-        if features is not None and (
-            {"image", "images"} & set(features) or not any(map(_may_hold_images, features.values()))
-        ):
-            return
-        row: Mapping[str, Any] = next(iter(dataset if features is None else dataset.decode(False)), {})
-        holding = [] if {"image", "images"} & set(row) else [own for own in row if _is_image(row[own])]
-    else:
-        candidates = [column for column in features if _may_hold_images(features[column])]
-        if not candidates or len(rows_with_images(dataset)):
-            return
-        batches = {column: dataset.select_columns(column).with_format("arrow").iter(1000) for column in candidates}
-        holding = [own for own in candidates if any(_has_image(batch.column(0)) for batch in batches[own])]
-    for column in holding:
-        raise ValueError(
-            f"{name}, column {column!r} holds images, and no image is read: rename it to 'images' (a list in each row) or 'image' "
-            "(a single one), or remove it to train on texts alone"
-        )
-
-
-def _may_hold_images(feature: Any) -> bool:
-    """Whether a feature is an image, bytes with a path, or holds one of them."""
-    if isinstance(feature, Mapping):
-        return {"bytes", "path"} <= set(feature) or any(map(_may_hold_images, feature.values()))
-    inner = getattr(feature, "feature", None)
-    return isinstance(feature, Image) or (inner is not None and _may_hold_images(inner))
-
-
-def _has_image(values: Any) -> bool:
-    """Whether an array of Arrow holds a struct of bytes and path that is filled."""
-    if isinstance(values, pa.ChunkedArray):
-        # One by one, because together they would be copied, with the bytes of their images.
-        return any(map(_has_image, values.chunks))
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        return _has_image(values.flatten())
-    if not pa.types.is_struct(values.type):
-        return False
-    # A field taken by itself would not know of the rows in which the whole struct is missing.
-    parts = dict(zip((own.name for own in values.type), values.flatten(), strict=True))
-    if {"bytes", "path"} <= set(parts):
-        return bool(pc.any(pc.or_(pc.is_valid(parts["bytes"]), pc.is_valid(parts["path"]))).as_py())
-    return any(map(_has_image, parts.values()))
-
-
-def _is_image(value: Any) -> bool:
-    """Whether a value of a row is an image, or holds one."""
-    if isinstance(value, Mapping):
-        return {"bytes", "path"} <= set(value) or any(map(_is_image, value.values()))
-    return isinstance(value, Picture) or (isinstance(value, list) and any(map(_is_image, value)))
-
-
-def has_image_column(dataset: Any) -> bool:
-    """Whether rows have a column for images; the first row of a stream says it for all."""
-    return bool({"image", "images"} & set(getattr(dataset, "column_names", None) or next(iter(dataset))))
-
-
-def has_images(dataset: Any) -> bool:
-    """Whether some row may hold an image; True where it cannot be known without reading the data."""
-    return not is_stored(dataset) or bool(len(rows_with_images(dataset)))
-
-
-def rows_with_images(dataset: Dataset) -> np.ndarray:
-    """The numbers of the rows that hold an image, read from the columns' lengths, not from the images."""
-    holds = np.zeros(len(dataset), dtype=bool)
-    for column in {"image", "images"} & set(dataset.column_names) if len(dataset) else ():
-        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
-        values = [_is_filled(batch.column(0)) for batch in batches]
-        holds |= np.concatenate(values)
-    return np.flatnonzero(holds)
-
-
-def rows_without_regions(dataset: Dataset) -> int:
-    """How many rows with an image have neither `key_regions` nor dispreferred images of their own."""
-    return int(rows_to_corrupt_whole(dataset).sum())
-
-
-def rows_to_corrupt_whole(dataset: Dataset) -> np.ndarray:
-    """Which rows have an image, and neither `key_regions` nor dispreferred images of their own, (rows,) bool."""
-    return _with_image_but_without(dataset, {"key_regions", "rejected_image", "rejected_images"})
-
-
-def rows_to_corrupt(dataset: Dataset) -> np.ndarray:
-    """Which rows have an image and no dispreferred one of their own, (rows,) bool."""
-    return _with_image_but_without(dataset, {"rejected_image", "rejected_images"})
-
-
-def _with_image_but_without(dataset: Dataset, columns: set[str]) -> np.ndarray:
-    """Which rows hold an image, and nothing in these columns, (rows,) bool."""
-    bare = np.zeros(len(dataset), dtype=bool)
-    bare[rows_with_images(dataset)] = True
-    for column in columns & set(dataset.column_names):
-        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
-        bare &= ~np.concatenate([_holds_anything(batch.column(0)) for batch in batches])
-    return bare
-
-
-def _holds_anything(values: pa.ChunkedArray) -> np.ndarray:
-    """Whether a row's list holds something other than empty lists."""
-    array = values.combine_chunks()
-    if not (pa.types.is_list(array.type) and pa.types.is_list(array.type.value_type)):
-        return _is_filled(values)
-    parents, inner = pc.list_parent_indices(array), pc.fill_null(pc.list_value_length(array.flatten()), 0)
-    return np.bincount(parents.to_numpy(), weights=inner.to_numpy() > 0, minlength=len(array)) > 0
-
-
-def _is_filled(values: pa.ChunkedArray) -> np.ndarray:
-    filled = pc.is_valid(values)
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        filled = pc.fill_null(pc.greater(pc.list_value_length(values), 0), False)
-    return filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy()
-
-
 def _texts(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The texts of the rows one by one, read in batches, which is several times faster."""
     texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
     for batch in texts.iter(1000):
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-
-
-def is_stored(dataset: Any) -> bool:
-    """Whether the rows are what is stored, and not what a transform makes of it."""
-    return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from ..data.reading import SOURCES, NoPair, convert, image_file, image_roots, recognise
+from ..data.reading import SOURCES, NoPair, check_unread, check_unread_files, convert, image_roots, recognise
 from ..rows import COLUMNS, rows_with_images
 from .paths import OF_FILES, PATHS, located, mapped, whole
 
@@ -23,9 +23,6 @@ READ = (*COLUMNS, "difficulty", "stage")
 
 PLACE = re.compile(r"[<\[]\|?\w*(?:image|img)\w*\|?[>\]]", re.IGNORECASE)
 """Where an image goes in a plain prompt, in the words of some model: <image>, <|image_pad|>, <IMG_CONTEXT>, [IMG]."""
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings of the names of images."""
 
 FROM = "row_of_the_source"
 
@@ -48,7 +45,10 @@ def as_rows(dataset: Any, name: str, source: str = "auto", image_root: str | Non
     kind = convention(columns) if source == "auto" else source
     roots = image_roots(name, None if image_root is None else Path(image_root))
     if kind is None:
-        _check_unread(dataset, columns, roots, name)
+        # The trainer looks at columns that hold images, as it does where a script calls it.
+        check_unread_files(dataset, name, roots, ("images", "image"))
+    else:
+        check_unread(dataset, name, roots, SOURCES[kind].images)
     if kind is not None and source == "auto":
         logger.warning(f"{name} is read as {kind!r}, by its columns; --source names another convention.")
     elif kind is None and _lacks_places(dataset, columns):
@@ -87,32 +87,6 @@ def convention(columns: Sequence[str]) -> str | None:
             raise
         # The prompt may be inside of the answers; the trainer says what is missing.
         return None
-
-
-def _check_unread(dataset: Any, columns: Sequence[str], roots: Sequence[Path], name: str) -> None:
-    """Refuse rows of which none has an image for the trainer, although a column of the first one names the file of an image.
-
-    Raises:
-        ValueError: names the column, and what it should be called.
-    """
-    if {"image", "images"} & set(columns):
-        return
-    stored = isinstance(dataset, Dataset)
-    row: Mapping[str, Any] = next(iter(dataset.with_format("arrow")[:1].to_pylist() if stored else dataset), {})
-    for column in set(row) - set(TEXTS):
-        value = row[column][0] if isinstance(row[column], list) and row[column] else row[column]
-        if isinstance(value, str) and Path(value).suffix.lower() in PICTURES and _is_file(value, roots):
-            raise ValueError(
-                f"{name}, column {column!r} names files of images ({value!r}), and no image is read: rename it to 'image', or "
-                "remove it to train on texts alone"
-            )
-
-
-def _is_file(path: str, roots: Sequence[Path]) -> bool:
-    try:
-        return bool(image_file(path, roots))
-    except ValueError:
-        return False
 
 
 # Plain prompts
@@ -176,9 +150,8 @@ def _converted(dataset: Dataset, names: Mapping[str, str], kind: str, name: str)
 
 def _kept(columns: Sequence[str], features: Features | None, kind: str) -> dict[str, str]:
     """The columns of images, and those that mean the same in every convention, each with its name in the trainer's rows."""
-    images = [own for own in ("image", "images") if own in columns] or [own for own in PATHS if own in columns][:1]
-    if kind == "mdpo":
-        images = ["img_path"]
+    looked = [own for own in columns if own in SOURCES[kind].images]
+    images = [own for own in ("image", "images") if own in looked] or [own for own in PATHS if own in looked][:1]
     names = {own: own for own in images}
     if len(images) == 1:
         listed = images[0] == "images" or isinstance((features or {}).get(images[0]), List)

@@ -13,3 +13,5 @@ from .sources import NoPair as NoPair
 from .sources import asked as asked
 from .sources import convert as convert
 from .sources import recognise as recognise
+from .unread import check_unread as check_unread
+from .unread import check_unread_files as check_unread_files

@@ -28,10 +28,12 @@ class NoPair(ValueError):
 
 
 class Source(NamedTuple):
-    """A publisher's convention: columns that tell it from the others, and the rows that a row as published holds."""
+    """A publisher's convention: columns that tell it from the others, the rows that a row as published holds, and the columns in
+    which its images are looked for."""
 
     needs: tuple[str, ...]
     rows: Callable[[Mapping[str, Any]], list[Row]]
+    images: tuple[str, ...] = ("images", "image", "img_path", "image_path")
 
 
 def recognise(columns: Sequence[str]) -> str:
@@ -298,7 +300,7 @@ SOURCES: dict[str, Source] = {
     "povid": Source(("conversations", "rejected_conversations"), _povid),
     "llama-factory": Source(("conversations", "chosen", "rejected"), _llama_factory),
     "ms-swift": Source(("messages", "rejected_response"), _ms_swift),
-    "mdpo": Source(("img_path", "prompt", "chosen", "rejected"), _mdpo),
+    "mdpo": Source(("img_path", "prompt", "chosen", "rejected"), _mdpo, ("img_path",)),
     "spa-vl": Source(("image_name", "question", "chosen", "rejected"), _question),
     "rlaif-v": Source(("question", "chosen", "rejected"), _question),
     "rlhf-v": Source(("text", "image"), _rlhf_v),
