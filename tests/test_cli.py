@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from mfpo_trl.cli import main
 from mfpo_trl.train import command as train
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +46,20 @@ def test_help_is_quick_and_names_the_commands():
     assert run("--version").stdout.startswith("mfpo_trl 0.")
 
 
-def test_unknown_command():
-    done = run("trian")
-    assert done.returncode == 2 and "invalid choice" in done.stderr
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError('the demo draws with matplotlib; install it with: pip install "mfpo_trl[demo]"'),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_demo_that_cannot_run_says_so(error, monkeypatch, tmp_path, capsys):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("mfpo_trl.demo.run", fail)
+    assert main(["demo", "--output-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"mfpo demo: error: {error}\n"
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,18 @@
 """What a command shows: its own lines, whole, and none of libraries that ask for nothing."""
 
 import logging
+import re
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 
 import pytest
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from tqdm.auto import tqdm
 
+from mfpo_trl.cli import main
 from mfpo_trl.terminal import UNSAID, quiet, told
 
 
@@ -61,3 +66,63 @@ def test_lines_stand_above_a_progress_bar(capfd):
             assert lines.count(words) == 1, words
         assert f"file:{number}: UserWarning: python {number}" in lines
     assert not logging.getLogger("mfpo_trl").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("shown", [quiet, told])
+def test_a_single_process_is_no_rank(shown, several, capfd, monkeypatch):
+    """Where accelerate's loggers put the number of their process before each line."""
+    PartialState()
+    monkeypatch.setenv("RANK", "0") if several else monkeypatch.delenv("RANK", raising=False)
+    with shown(), without_handlers():
+        get_logger("mfpo_trl.train").warning("Layout: %s", "[RANK 0] flat")
+    assert capfd.readouterr().err.strip() == ("[RANK 0] " if several else "") + "Layout: [RANK 0] flat"
+
+
+@contextmanager
+def without_handlers():
+    """As in a command, whose root logger has none of pytest's."""
+    ours = [own for own in logging.root.handlers if type(own).__module__.startswith("_pytest")]
+    for own in ours:
+        logging.root.removeHandler(own)
+    try:
+        yield
+    finally:
+        for own in ours:
+            logging.root.addHandler(own)
+
+
+MISSPELT = {
+    "trian": "mfpo: error: argument COMMAND: 'trian' is none of .*; did you mean train[?]; mfpo --help",
+    "recipes lst": "mfpo recipes: error: argument COMMAND: 'lst' is none of list, show, copy; did you mean list[?]",
+    "build --datset x --output y": "mfpo build: error: unknown option --datset; did you mean --dataset[?]",
+    "build --dataset x --output y --variant mpfo": "'mpfo' is none of mfpo, multipartite; did you mean mfpo[?]",
+    "demo --sed=1": "mfpo demo: error: unknown option --sed; did you mean --seed[?]",
+    "push x y --hub-token hf_secret": "mfpo push: error: unknown option --hub-token; mfpo push --help",
+    "score chiar": "'chiar' is none of amber, .*; did you mean chair[?]",
+    "score chair --respones x": "mfpo score chair: error: unknown option --respones; did you mean --responses[?]",
+    "generate --modl x": "mfpo generate: error: unknown option --modl; did you mean --model[?]",
+    "generate --mode x --benchmark chair": "mfpo generate: error: unknown option --mode; did you mean --model[?]",
+    "merge --ouptut x": "mfpo merge: error: unknown option --ouptut; did you mean --output[?]",
+    "reliance --modle x": "mfpo reliance: error: unknown option --modle; did you mean --model[?]",
+    "train --lerning_rate 1": "mfpo train: error: unknown option --lerning_rate; did you mean --learning_rate[?]",
+    "check --curiculum x": "mfpo check: error: unknown option --curiculum; did you mean --curriculum[?]",
+}
+
+
+@pytest.mark.parametrize("line", MISSPELT)
+def test_what_is_misspelt_gets_the_nearest_name(line, capsys):
+    """On one line, with no page of usage, before what is missing is said."""
+    try:
+        status = main(line.split())
+    except SystemExit as ending:
+        status = ending.code
+    said = capsys.readouterr().err
+    assert status == 2 and re.match(".*" + MISSPELT[line], said) and len(said.splitlines()) == 1
+    assert "hf_secret" not in said
+
+
+def test_options_may_be_cut_short(capsys):
+    with pytest.raises(SystemExit) as ending:
+        main(["demo", "--outp", "x", "--help"])
+    assert ending.value.code == 0

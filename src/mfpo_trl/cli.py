@@ -12,15 +12,7 @@ from .hub import add_push
 from .leaving import run
 from .objective import add_methods
 from .recipes import add_recipes
-from .terminal import quiet
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, and that of every command below it, whose mistakes are one sentence without a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """What argparse calls on a mistake, to end the program."""
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists what there is\n")
+from .terminal import Parser, quiet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,9 +130,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _demo(args: argparse.Namespace) -> int:
     print(f"mfpo demo, seed {args.seed}: a tiny world for a tiny captioner. Loading PyTorch ...", flush=True)
-    from .demo import run
+    try:
+        from .demo import run
 
-    run(args.output_dir, args.seed, args.ablation)
+        run(args.output_dir, args.seed, args.ablation)
+    except (ImportError, OSError) as error:
+        print(f"mfpo demo: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mfpo demo: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -69,7 +69,7 @@ def _progress(options: BuildOptions, pipeline: Pipeline, todo: Sequence[int], ra
 
     sizes = [len(rows) for rows in pipeline.parts.ranges]
     total = sum(sizes[part] for part in todo)
-    with tqdm(total=total, unit="row", desc="Building", disable=not options.progress or rank > 0) as bar:
+    with tqdm(total=total, unit="row", desc="Building", disable=not (options.progress and total) or rank > 0) as bar:
         if options.engine == "ray":
             yield from _with_ray(options, todo, lambda part: bar.update(sizes[part]))
         elif options.num_proc > 1 and len(todo) > 1:

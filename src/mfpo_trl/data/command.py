@@ -147,7 +147,7 @@ def _build(args: argparse.Namespace) -> int:
         print("mfpo build: stopped; finished parts are kept, the same command goes on.", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"mfpo build: error: {error}", file=sys.stderr)
+        print(f"mfpo build: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
+from ..terminal import Parser
 from . import amber, chair, hallusionbench, mmhal, objhal, pope
 from .endpoint import EndpointError
 from .published import published_rows, published_table
@@ -23,14 +23,9 @@ BENCHMARKS = {
 """Each is a file with `TITLE`, `HELP`, `DESCRIPTION`, `add_options(parser)` and `score(args, responses) -> Result`."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists what there is\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfpo score`."""
-    parser = _Parser(
+    parser = Parser(
         prog="mfpo score",
         description="The official scorers' figures from a file of answers, with 95 % intervals and the mean answer length.",
     )

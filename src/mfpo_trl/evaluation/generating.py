@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ..terminal import Parser
 from .endpoint import Endpoint, EndpointError, Request, complete, user_message
 from .generate import Decoding, answer, opened, share, versions, weights_told
 from .kept import Kept
@@ -16,14 +17,9 @@ from .prompts import BENCHMARKS, Prompt, needed, read_prompts, spread
 Answers = Iterator[list[tuple[Prompt, str]]]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists what there is\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfpo generate`."""
-    parser = _Parser(
+    parser = Parser(
         prog="mfpo generate",
         allow_abbrev=False,
         description="Write a model's answers into a file that mfpo score reads, greedy unless told otherwise. The same command goes on "

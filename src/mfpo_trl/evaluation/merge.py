@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..terminal import Parser
 from .merge_card import write_card
 from .models import Place, Quantisation, dequantised, load, load_base, load_processor, place_of, with_adapter
-from .options import Parser, ReadRows, rows_options, stored_as, stored_options
+from .options import ReadRows, rows_options, stored_as, stored_options
 
 KEPT = ("*.png", "LICENSE*")
 """What lies beside an adapter's card and belongs to it."""
@@ -44,6 +45,7 @@ class Change:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfpo merge`."""
     parser = Parser(
+        allow_abbrev=False,
         prog="mfpo merge",
         description="Write the weights of a model with its adapter in them, for vLLM and whatever else loads a plain model. "
         "With --rows, say how far the merged model's log-probabilities of chosen answers lie from the unmerged one's.",

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from .models import Quantisation, quantisation_told
 
@@ -11,17 +11,6 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 ReadRows = Callable[[argparse.Namespace], Any]
 """From the options of `rows_options` to a data set, read as a training reads it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, whose mistakes are one sentence without a page of usage, and whose options are written in full."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """What argparse calls on a mistake, to end the program."""
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists what there is\n")
 
 
 def rows_options(parser: Any, name: str, told: str, **more: Any) -> None:

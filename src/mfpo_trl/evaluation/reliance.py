@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..terminal import Parser
 from .looking import Looker, Seen, groups, switched_off
 from .models import Place, load, load_processor, place_of
-from .options import Parser, ReadRows, rows_options, stored_as, stored_options
+from .options import ReadRows, rows_options, stored_as, stored_options
 from .report import Result, as_json, as_text, table
 from .variants import Perturbation, Variants, perturbation
 
@@ -20,6 +21,7 @@ SHOWN = 8
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `mfpo reliance`."""
     parser = Parser(
+        allow_abbrev=False,
         prog="mfpo reliance",
         description="Whether a model answers because of the image: how often its answer changes where the image is perturbed, "
         "how much better it tells chosen from rejected answers with the image than without it and with a wrong one, what its "

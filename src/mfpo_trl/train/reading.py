@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
@@ -41,6 +42,8 @@ def as_rows(dataset: Any, name: str, source: str = "auto", image_root: str | Non
         ValueError: rows of no known convention, a row that is not what its convention says, images in a column that is not
             read, or an image path that leads out of its root.
     """
+    # The logger asks it which process this is.
+    PartialState()
     columns = columns_of(dataset)
     kind = convention(columns) if source == "auto" else source
     roots = image_roots(name, None if image_root is None else Path(image_root))

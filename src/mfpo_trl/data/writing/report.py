@@ -179,7 +179,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
         "rejected": f"{report['rejected']}, see rejects.jsonl{reasons}" if report["rejected"] else 0,
         "chosen equals rejected": report["equal_answers"],
         "grounding failed": "nothing was grounded"
-        if rate is None
+        if rate is None or not report["with_images"]
         else f"{rate:.1%} of the rows with images (whole image)",
         "regions cover": quantiles or "-",
         "key words a row": f"{report['keywords_per_row']:.1f}",
