@@ -143,6 +143,7 @@ def test_missing_recipe(capsys):
         (["--dataset_name", "no/such/data.parquet"], "no/such/data.parquet"),
         (["--dataset_name", "not-yet-built"], "`mfpo build --output not-yet-built` makes one"),
         (["--max_length", "9"], "'prompt': max_length=9 would cut"),
+        (["--model_name_or_path", "not-there"], "not-there: We couldn't connect"),
     ],
 )
 def test_mistakes_that_show_later_are_one_line_too(folder, tmp_path, capsys, change, message):

@@ -115,8 +115,11 @@ def check_reporters(args: MFPOConfig) -> None:
             try:
                 callback()
             except (RuntimeError, ImportError, ValueError) as error:
-                cure = "" if "pip install" in str(error) else f" Run `pip install {name}`."
-                raise ValueError(f"report_to={name!r}: {error}{cure}") from error
+                # Of some it tells another cure than installing what they are called by.
+                told = (
+                    str(error) if "pip install" in str(error) else f"{name} is not installed; run `pip install {name}`"
+                )
+                raise ValueError(f"report_to={name!r}: {told}") from error
 
 
 def check_kernels(args: MFPOConfig) -> None:

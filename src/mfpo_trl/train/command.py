@@ -167,13 +167,20 @@ def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelC
 
     Raises:
         ValueError: fields that cannot be used, or a checkpoint that is not complete.
+        OSError: the model cannot be read; names it.
     """
     given = arguments(script, training, model)
     if training.push_to_hub:
         # Now, and not when everything is trained.
         check_strategy(training)
         open_repository(hub_id(training), private=bool(training.hub_private_repo), token=training.hub_token)
-    trainer = MFPOTrainer(**given)
+    try:
+        trainer = MFPOTrainer(**given)
+    except OSError as error:
+        if str(given["model"]) in str(error):
+            raise
+        # Without a network transformers says that nothing is cached, and not of what.
+        raise OSError(f"{given['model']}: {error}") from error
     freeze_parts(trainer.model, model)
     for callback in given["callbacks"] or []:
         callback.trainer = trainer
