@@ -12,8 +12,8 @@ import mfpo_trl
 
 SOURCE = Path(__file__).parents[1] / "src" / "mfpo_trl"
 FLOORS = (
-    "objective rows weights leaving terminal recipes",
-    "images _trl checkpoints",
+    "objective rows weights leaving recipes",
+    "images _trl checkpoints terminal",
     "config",
     "batch requirements",
     "reference",
@@ -201,6 +201,7 @@ FOREIGN = {
     "leaving.py": {"_shutdown", "_run_exitfuncs", "_exit"},
     "data/reading/files.py": {"_fingerprint"},
     "data/command.py": {"_actions"},
+    "terminal.py": {"_option_string_actions", "_subparsers"},
 }
 
 
