@@ -404,7 +404,6 @@ REFUSALS = [
     Refusal("holds two answers of which one is better", data="ratings that are equal"),
     Refusal("has no place for its image, and that of row {} has one", data="some places for images"),
     Refusal("row {}, field {}: {}", data="paths that lead nowhere", at="train.paths.whole"),
-    Refusal("names files of images ({}), and no image is read", "--image_root {folder}", "a column of paths"),
     Refusal("holds images, and no image is read", data="picture"),
     Refusal("holds images, and no image is read", "--dataset_streaming", "picture"),
     # The order of the rows
@@ -539,6 +538,7 @@ THEIRS = [
     # The building of data
     Refusal("must be a folder, and is {}", "--image_root {folder}/nowhere"),
     Refusal("the data set holds images alone", data="images alone"),
+    Refusal("and no image is read: rename it to", "--image_root {folder}", "a column of paths"),
     # DPOTrainer and DPOConfig
     Refusal("Can't load image processor for", model="without_processor"),
     Refusal("truncation_mode='keep_end' is not supported for vision-language models", "--truncation_mode keep_end"),

@@ -38,7 +38,15 @@ def check_unread(rows: Any, name: str, roots: Sequence[Path], read: Collection[s
 
 
 def check_unread_files(dataset: Any, name: str, roots: Sequence[Path], read: Collection[str]) -> None:
-    """The part of `check_unread` that looks for names of files, in the first rows; a data set or a stream will do too."""
+    """The part of `check_unread` that looks for names of files, in the first rows.
+
+    Args:
+        dataset: a data set, a stream or the rows of a file.
+        name, roots, read: as there.
+
+    Raises:
+        ValueError: names the column, and what it should be called.
+    """
     if isinstance(dataset, Dataset) and len(rows_with_images(dataset, read)):
         return
     rows = list(_first(dataset))
