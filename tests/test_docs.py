@@ -40,9 +40,9 @@ from mfpo_trl.data.command import KEYWORD_OPTIONS, with_recipe
 from mfpo_trl.data.keywords.extraction import KeywordOptions
 from mfpo_trl.data.pipeline import BuildOptions
 from mfpo_trl.evaluation import build_parser as build_score
-from mfpo_trl.evaluation.generating import build_parser as build_generate
-from mfpo_trl.evaluation.merge import build_parser as build_merge
-from mfpo_trl.evaluation.reliance import build_parser as build_reliance
+from mfpo_trl.evaluation.generation.command import build_parser as build_generate
+from mfpo_trl.evaluation.merge.command import build_parser as build_merge
+from mfpo_trl.evaluation.reliance.command import build_parser as build_reliance
 from mfpo_trl.recipes import recipe_file
 from mfpo_trl.train import command as train
 from mfpo_trl.train import launch

@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from mfpo_trl import cli
 from mfpo_trl.demo.scoring import mentions
 from mfpo_trl.demo.story import QUICK, run, world_seed
-from mfpo_trl.evaluation.coco import Objects, read_synonyms
+from mfpo_trl.evaluation.benchmarks.coco import Objects, read_synonyms
 
 
 @pytest.fixture(scope="module")

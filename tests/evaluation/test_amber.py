@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfpo_trl.evaluation import amber, main
-from mfpo_trl.evaluation.nouns import by_rules, finder
+from mfpo_trl.evaluation import main
+from mfpo_trl.evaluation.benchmarks import amber
+from mfpo_trl.evaluation.benchmarks.nouns import by_rules, finder
 
 BENCHMARKS = os.environ.get("MFPO_BENCHMARKS", "")
 real = pytest.mark.skipif(not BENCHMARKS, reason="MFPO_BENCHMARKS names the folder with the benchmarks' files")

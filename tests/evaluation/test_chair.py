@@ -10,8 +10,8 @@ from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 from textblob.en.inflect import singularize
 
-from mfpo_trl.evaluation.chair import measures
-from mfpo_trl.evaluation.coco import OBJECTS, Objects, built_in, read_synonyms, singular_words
+from mfpo_trl.evaluation.benchmarks.chair import measures
+from mfpo_trl.evaluation.benchmarks.coco import OBJECTS, Objects, built_in, read_synonyms, singular_words
 
 OBJECTS_OF_CHAIR = Objects()
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from mfpo_trl.evaluation.figures import (
+from mfpo_trl.evaluation.figures.figures import (
     RESAMPLES,
     Measure,
     compare,

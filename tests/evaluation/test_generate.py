@@ -18,9 +18,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 
 from mfpo_trl.evaluation import run_generate
-from mfpo_trl.evaluation.generate import Decoding, answer, encode
-from mfpo_trl.evaluation.own_prompts import read_own
-from mfpo_trl.evaluation.prompts import Prompt, one_turn
+from mfpo_trl.evaluation.generation.generate import Decoding, answer, encode
+from mfpo_trl.evaluation.generation.own_prompts import read_own
+from mfpo_trl.evaluation.generation.prompts import Prompt, one_turn
 
 TOKENS = 7
 ENDS = [2, 228, 147, 114]

@@ -12,10 +12,11 @@ from collections import Counter
 import pytest
 from stand_in_chat import KEY, StandInChat, text_of
 
-from mfpo_trl.evaluation import hallusionbench, main, mmhal
+from mfpo_trl.evaluation import main
+from mfpo_trl.evaluation.benchmarks import hallusionbench, mmhal
+from mfpo_trl.evaluation.benchmarks.judge import Judge, Question, Verdicts, digest, filled
+from mfpo_trl.evaluation.benchmarks.objhal import listed
 from mfpo_trl.evaluation.endpoint import Endpoint, EndpointError
-from mfpo_trl.evaluation.judge import Judge, Question, Verdicts, digest, filled
-from mfpo_trl.evaluation.objhal import listed
 
 QUESTIONS = [Question(str(n), f"prompt {n}", f"answer {n}") for n in range(20)]
 

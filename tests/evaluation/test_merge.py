@@ -21,8 +21,8 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, GenerationConfig
 
 from mfpo_trl.evaluation import run_merge
-from mfpo_trl.evaluation.merge import Change
-from mfpo_trl.evaluation.models import Quantisation, quantisation_told
+from mfpo_trl.evaluation.merge.command import Change
+from mfpo_trl.evaluation.models.loading import Quantisation, quantisation_told
 
 LANGUAGE = r".*language_model.*(q|v|gate|up|down)_proj"
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mfpo_trl.evaluation.command import build_parser
-from mfpo_trl.evaluation.objhal import score
+from mfpo_trl.evaluation.benchmarks.command import build_parser
+from mfpo_trl.evaluation.benchmarks.objhal import score
 
 TRUTH = {"1": ["person", "dog"], "2": ["cat"], "3": ["bus"]}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mfpo_trl.evaluation.answers import Answer
-from mfpo_trl.evaluation.pope import macro, read_questions, says_yes, split
+from mfpo_trl.evaluation.benchmarks.pope import macro, read_questions, says_yes, split
+from mfpo_trl.evaluation.figures.answers import Answer
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 import tiny
 
 from mfpo_trl.evaluation import main as score
-from mfpo_trl.evaluation.generate import opened
-from mfpo_trl.evaluation.generating import build_parser, read, run_generate, told
-from mfpo_trl.evaluation.kept import Kept
-from mfpo_trl.evaluation.prompts import BENCHMARKS, read_prompts, spread
+from mfpo_trl.evaluation.generation.command import build_parser, read, run_generate, told
+from mfpo_trl.evaluation.generation.generate import opened
+from mfpo_trl.evaluation.generation.kept import Kept
+from mfpo_trl.evaluation.generation.prompts import BENCHMARKS, read_prompts, spread
 
 REAL = os.environ.get("MFPO_BENCHMARKS", "")
 real = pytest.mark.skipif(not REAL, reason="MFPO_BENCHMARKS names the folder with the benchmarks' files")

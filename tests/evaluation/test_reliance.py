@@ -17,9 +17,9 @@ from transformers import AutoModelForImageTextToText
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl._trl import NumberedRows
 from mfpo_trl.evaluation import run_reliance
-from mfpo_trl.evaluation.looking import Seen, groups, parsed
-from mfpo_trl.evaluation.reliance_page import write_page
-from mfpo_trl.evaluation.variants import Variants, perturbation
+from mfpo_trl.evaluation.reliance.looking import Seen, groups, parsed
+from mfpo_trl.evaluation.reliance.page import write_page
+from mfpo_trl.evaluation.reliance.variants import Variants, perturbation
 from mfpo_trl.images import corrupt
 
 ROWS = 6

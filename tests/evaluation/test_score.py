@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mfpo_trl.cli import main
-from mfpo_trl.evaluation import coco
+from mfpo_trl.evaluation.benchmarks import coco
 
 TRUTH = {"1": ["dog"], "2": ["cat"], "3": ["bus"], "04": ["car"]}
 ROWS = [

@@ -8,15 +8,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .answers import read_rows
-from .command import BENCHMARKS
-from .command import build_parser as build_score_parser
-from .generate import Decoding, answer, share
-from .kept import TEXT, Kept, line_of
-from .pictures import TRUTH
-from .prompts import BENCHMARKS as ASKED
-from .prompts import Prompt, question_files, read_prompts, spread
-from .report import Result
+from .benchmarks import BENCHMARKS
+from .benchmarks import build_parser as build_score_parser
+from .figures import Result, read_rows
+from .generation import BENCHMARKS as ASKED
+from .generation import (
+    TEXT,
+    TRUTH,
+    Decoding,
+    Kept,
+    Prompt,
+    answer,
+    line_of,
+    question_files,
+    read_prompts,
+    share,
+    spread,
+)
 
 DURING = ("amber", "chair", "pope")
 """Benchmarks whose scorers need no judge."""
@@ -123,7 +131,7 @@ class During:
         return ["--questions", *map(str, paths)]
 
     def _of_chair(self, folder: Path) -> list[str]:
-        from .truth import Truth
+        from .benchmarks import Truth
 
         own = ["--synonyms", str(folder / SYNONYMS)] if (folder / SYNONYMS).is_file() else []
         if (folder / TRUTH).is_file():

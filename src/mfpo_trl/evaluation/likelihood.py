@@ -10,7 +10,7 @@ import torch
 from .. import _trl
 from ..batch import MFPOCollator, choose_layout, prepare
 from ..objective import BRANCHES, CHOSEN, BranchName, columns_of, of_pairs, split_batch
-from .generate import Decoding, placed, plain_generation
+from .generation import Decoding, placed, plain_generation
 
 
 class Answers:

@@ -1,0 +1,5 @@
+from .command import BENCHMARKS as BENCHMARKS
+from .command import build_parser as build_parser
+from .command import main as main
+from .truth import Truth as Truth
+from .truth import image_id as image_id

@@ -1,0 +1,15 @@
+from .command import run_generate as run_generate
+from .generate import Decoding as Decoding
+from .generate import answer as answer
+from .generate import placed as placed
+from .generate import plain_generation as plain_generation
+from .generate import share as share
+from .kept import TEXT as TEXT
+from .kept import Kept as Kept
+from .kept import line_of as line_of
+from .pictures import TRUTH as TRUTH
+from .prompts import BENCHMARKS as BENCHMARKS
+from .prompts import Prompt as Prompt
+from .prompts import question_files as question_files
+from .prompts import read_prompts as read_prompts
+from .prompts import spread as spread

@@ -1,0 +1,1 @@
+from .command import run_merge as run_merge

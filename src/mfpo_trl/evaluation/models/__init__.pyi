@@ -1,0 +1,13 @@
+from .loading import Place as Place
+from .loading import Quantisation as Quantisation
+from .loading import dequantised as dequantised
+from .loading import load as load
+from .loading import load_base as load_base
+from .loading import load_processor as load_processor
+from .loading import place_of as place_of
+from .loading import with_adapter as with_adapter
+from .options import DTYPES as DTYPES
+from .options import ReadRows as ReadRows
+from .options import rows_options as rows_options
+from .options import stored_as as stored_as
+from .options import stored_options as stored_options

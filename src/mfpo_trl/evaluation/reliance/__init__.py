@@ -1,0 +1,5 @@
+"""`mfpo reliance`: whether a model answers because of the image."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

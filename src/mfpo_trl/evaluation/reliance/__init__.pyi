@@ -1,0 +1,1 @@
+from .command import run_reliance as run_reliance
