@@ -128,6 +128,10 @@ DOUBLES: Mapping[str, str] = {
 }
 
 
+JOINING = frozenset("of with in on at by from for near under over behind beside and or".split())
+"""What stands between two things in a phrase."""
+
+
 class Objects:
     """Objects in texts, by a synonym list.
 
@@ -156,6 +160,16 @@ class Objects:
         if "toilet" in words:
             words = [word for word in words if word != "seat"]
         return [word for word in words if word in self.name_of]
+
+    def heads(self, phrase: str) -> list[str]:
+        """Of the things in a phrase those that are in the list, by the last word of each: a dog's collar is no dog.
+
+        Raises:
+            ValueError: what has to be installed.
+        """
+        words = merged(singular_words(phrase.lower()), self._doubles)
+        last = [word for word, following in pairwise([*words, "and"]) if following in JOINING]
+        return [word for word in last if word in self.name_of]
 
     def find(self, text: str) -> list[str]:
         """The objects that a text names: each word's, in its order with repeats.
@@ -217,6 +231,7 @@ def _rules() -> tuple[Any, Any, Callable[[str], str]]:
         raise ValueError("finding objects in captions needs textblob: pip install 'mfpo_trl[evaluation]'")
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktSentenceTokenizer
+
     return PunktSentenceTokenizer(), NLTKWordTokenizer(), lru_cache(maxsize=100_000)(singular)
 
 
