@@ -27,7 +27,6 @@ from mfpo_trl.card import model_card
 from mfpo_trl.card.facts import describe_engine
 from mfpo_trl.train import command as train
 
-
 LOGITS = {"text": 1.0, "image": 1.0, "anchor": 1.0, "token_divergence": 0.5}
 """An objective that reads raw logits."""
 

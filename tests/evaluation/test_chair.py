@@ -11,7 +11,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer
 from textblob.en.inflect import singularize
 
 from mfpo_trl.evaluation.benchmarks.chair import measures
-from mfpo_trl.evaluation.benchmarks.coco import OBJECTS, Objects, built_in, read_synonyms, singular_words
+from mfpo_trl.evaluation.benchmarks.coco import OBJECTS, Objects, built_in, read_synonyms, singular, singular_words
 
 OBJECTS_OF_CHAIR = Objects()
 
@@ -44,6 +44,14 @@ OBJECTS_OF_CHAIR = Objects()
         ("**dog.** A cat", "dog cat"),
         ("dog-shaped, dog_house", ""),
         ("an iPhone", ""),
+        # pattern's singular forms, from which textblob's depart
+        ("airbuses, minibuses, trolleybuses, school-buses", "airplane bus"),
+        ("two collies, two doggies", ""),
+        # the official tokenizer takes a quotation mark behind a period into the sentence, and leaves the period at its word
+        ('A sign says taxi. "', ""),
+        ("a TV.\n”", ""),
+        ("He waved at an airplane. “ Swan ", "bird"),
+        ('A dog on a couch. "Hello", he says to the cat."', "dog couch cat"),
     ],
 )
 def test_by_hand(caption, names):
@@ -68,7 +76,9 @@ def straight_line(caption: str, synonyms: list[list[str]]) -> list[str]:
     for sentence in re.split(r"(?<=[.!?])\s+", caption.lower()):
         # Marks on their own, and the period only where a sentence ends.
         for token in re.sub(r"([,;:!?()])", r" \1 ", re.sub(r"\.$", " .", sentence)).split():
-            words.append(singularize(token))
+            # pattern keeps the plural of a few words in -ie, and cuts "es" off whatever ends in "buses"
+            kept = token.endswith(("collies", "doggies"))
+            words.append(token if kept else token[:-2] if token.endswith("buses") else singularize(token))
     doubled = {}
     for double in (
         "motor bike|motor cycle|air plane|traffic light|street light|traffic signal|stop light|fire hydrant|stop sign|"
@@ -171,7 +181,7 @@ def test_pieces_are_cut_as_in_their_sentences():
     rng = random.Random(0)
     for _ in range(800):
         text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 30)))
-        whole = [singularize(word) for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+        whole = [singular(word) for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
         known = [word for word in whole if word in OBJECTS_OF_CHAIR.name_of]
         assert [word for word in singular_words(text) if word in OBJECTS_OF_CHAIR.name_of] == known, text
 

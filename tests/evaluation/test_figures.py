@@ -128,3 +128,19 @@ def test_the_order_of_items_says_nothing(counts, random):
         twin = [Measure("b", np.roll(counted, 1, axis=1), of=share) for counted in (one.counts, other.counts)]
         twin = [Measure("a", own.counts) for own in twin]
         assert repr(compare(one, twin[0])) == repr(compare(other, twin[1]))
+
+
+def test_one_item_says_nothing_of_its_spread():
+    """A bootstrap of one item, or of one picture with several, draws the same again and again."""
+    for clusters in (None, np.zeros(3, dtype=int)):
+        n = 1 if clusters is None else 3
+        ours, theirs = (ratio("r", [own] * n, [4] * n, clusters=clusters) for own in (3, 1))
+        assert (ours.figure().low, ours.figure().high) == (0.0, 1.0)
+        found = compare(ours, theirs)
+        assert (found.value, found.low, found.high, found.p) == (0.5, -1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("n", "least"), [(2, 0.5), (3, 0.25), (6, 1 / 32), (40, 1 / 5000)])
+def test_few_items_prove_little(n, least):
+    """All differences of one sign: by chance alone that happens once in 2 ** (n - 1)."""
+    assert compare(ratio("r", [3] * n, [4] * n), ratio("r", [1] * n, [4] * n)).p == least

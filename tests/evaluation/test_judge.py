@@ -14,6 +14,7 @@ from stand_in_chat import KEY, StandInChat, text_of
 
 from mfpo_trl.evaluation import main
 from mfpo_trl.evaluation.benchmarks import hallusionbench, mmhal
+from mfpo_trl.evaluation.benchmarks.coco import Objects
 from mfpo_trl.evaluation.benchmarks.judge import Judge, Question, Verdicts, digest, filled
 from mfpo_trl.evaluation.benchmarks.objhal import listed
 from mfpo_trl.evaluation.endpoint import Endpoint, EndpointError
@@ -491,6 +492,35 @@ def test_what_hallusionbench_refuses(row, words, tmp_path, capsys):
 )  # fmt: skip
 def test_what_a_judge_lists(verdict, phrases):
     assert listed(verdict) == phrases
+
+
+def test_things_of_a_list_are_known_by_their_heads():
+    """Officially a run of nouns is looked up as a whole: a dog's collar is no dog. Without a tagger, its last word stands for it."""
+    found = {
+        "leather dog collar": [], "brown dog": ["dog"], "two dogs": ["dog"], "dining table": ["dining table"], "baby elephant": ["elephant"],
+        "toilet seat": ["toilet"], "slice of pizza": ["pizza"], "man in a suit": ["man"], "cup and saucer": ["cup"], "dog bed": ["bed"], "": [],
+    }  # fmt: skip
+    assert {phrase: Objects().heads(phrase) for phrase in found} == found
+
+
+def test_a_short_answer_names_nothing_to_a_judge(tmp_path, capsys):
+    (tmp_path / "gt.json").write_text('{"1": ["cat"]}')
+    (tmp_path / "a.jsonl").write_text(
+        '{"image_id": 1, "prompt": "a", "response": "A dog there"}\n{"image_id": 1, "prompt": "b", "response": "A dog is there"}'
+    )
+    argv = [
+        "objhal",
+        "--responses",
+        tmp_path / "a.jsonl",
+        "--ground-truth",
+        tmp_path / "gt.json",
+        "--extractor",
+        "llm",
+    ]
+    with StandInChat(answer=lambda body: "dog") as server:
+        found = scored(capsys, *argv, "--judge-url", server.url, "--judge-model", "reader")
+        assert len(server.seen) == 1
+    assert (found["all"]["chair_s"]["n"], found["all"]["chair_s_all"]["n"]) == (1, 2)
 
 
 def test_objects_by_a_judge(tmp_path, capsys):

@@ -280,6 +280,13 @@ def test_no_folder_at_all(name, tmp_path, capsys):
             '[{"id": 1, "image": "/etc/x", "query": "q"}]',
             "lies outside of",
         ),
+        (
+            "amber",
+            "data/query/query_generative.json",
+            '[{"id": 1, "image": 7, "query": "q"}]',
+            "row 1: the picture is 7; expected the name of its file",
+        ),
+        ("mmhal", "response_template.json", "[]", "hold no questions"),
         ("pope", "output/coco/coco_pope_random.json", '{"question_id": 1', "line 1 is not JSON"),
         (
             "objhal",

@@ -163,6 +163,53 @@ def test_the_annotations_of_coco(files, capsys):
     assert (found["all"]["chair_i"]["value"], found["all"]["coverage"]["value"]) == (1 / 3, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("instances", {"annotations": [{"image_id": 1, "category_id": 99}]}, "annotation 1: 'category_id' is 99, which is none of"),
+        ("instances", {"annotations": [{"image_id": 1}]}, "annotation 1: 'category_id' is missing"),
+        ("instances", {"annotations": [3]}, "is no annotation file of COCO"),
+        ("instances", {"images": {"a": 1}}, "is no annotation file of COCO"),
+        ("instances", {"categories": [{"id": 18}]}, "category missing is not among the objects"),
+        ("captions", {"annotations": [{"image_id": 1}]}, "annotation 1: 'caption' is missing; expected a text"),
+        ("captions", {"annotations": [{"image_id": 1, "caption": None}]}, "annotation 1: 'caption' is missing; expected a text"),
+    ],
+)  # fmt: skip
+def test_annotations_of_coco_that_are_none(kind, change, said, tmp_path, capsys):
+    content = {
+        "instances": {
+            "images": [{"id": 1}],
+            "categories": [{"id": 18, "name": "dog"}],
+            "annotations": [{"image_id": 1, "category_id": 18}],
+        },
+        "captions": {"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "A cat."}]},
+    }
+    content[kind] |= change
+    for name, own in content.items():
+        (tmp_path / f"{name}_val2014.json").write_text(json.dumps(own))
+    (tmp_path / "a.jsonl").write_text('{"image_id": 1, "response": "A dog."}')
+    assert main(["score", "chair", "--responses", str(tmp_path / "a.jsonl"), "--coco-annotations", str(tmp_path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_answers_to_other_items_are_not_compared(tmp_path, capsys):
+    (tmp_path / "gt.json").write_text('{"1": ["dog"], "2": ["dog"]}')
+    for name, own in {"a.jsonl": 1, "b.jsonl": 2}.items():
+        (tmp_path / name).write_text(json.dumps({"image_id": own, "response": "A dog."}))
+    argv = [
+        "score",
+        "chair",
+        "--responses",
+        tmp_path / "a.jsonl",
+        "--ground-truth",
+        tmp_path / "gt.json",
+        "--compare",
+        tmp_path / "b.jsonl",
+    ]
+    assert main(list(map(str, argv))) == 1
+    assert "--compare b.jsonl: no item has an answer there and in --responses as well" in capsys.readouterr().err
+
+
 def test_what_has_to_be_installed(files, capsys, monkeypatch):
     _, argv = files
     monkeypatch.setattr(coco, "find_spec", lambda name: None)

@@ -94,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         other: Result = benchmark.score(args, args.compare)
         compared = differences(result, other)
         against = ", ".join(path.name for path in args.compare)
+        if not any(group.common(other.groups[name]) for name, group in result.groups.items() if name in other.groups):
+            raise ValueError(f"--compare {against}: no item has an answer there and in --responses as well")
         result = replace(result, notes=[*result.notes, *(f"{against}: {note}" for note in other.notes)])
     more = {"published": published_rows(result.benchmark)} if args.published else {}
     content = as_json(result, compared, **more)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..figures import Answer, Group, Measure, Result, check_known, counted, rate, ratio, read_answers
 from .chair import f1
+from .coco import Objects
 from .judge import Judge, Question, add_judge_options, filled, judge_of, template_of
 from .truth import Truth, add_truth_options, image_id
 
@@ -23,12 +24,15 @@ DESCRIPTION = (
 )
 
 Extractor = Callable[[Sequence[Answer]], list[list[str]]]
-"""Answers -> the phrases of each that name objects."""
+"""Answers -> the words of each that name objects, in its order with repeats."""
+
+SHORT = 3
+"""Words of an answer that the official script asks no judge about, and takes to name nothing; so few or fewer."""
 
 
-def rules(answers: Sequence[Answer]) -> list[list[str]]:
-    """The whole answer: its objects are those that the synonym list finds in it."""
-    return [[answer.text] for answer in answers]
+def by_rules(objects: Objects) -> Extractor:
+    """The words of the whole answer that the synonym list has."""
+    return lambda answers: [objects.words(answer.text) for answer in answers]
 
 
 PROMPT = """Below is a description of a picture. Write down every physical object, person and animal that it says is in the picture: \
@@ -39,14 +43,14 @@ Description:
 {answer}"""
 
 
-def by_judge(judge: Judge, template: str) -> Extractor:
-    """A language model reads the answer, and its objects are those that the synonym list finds in what it writes down."""
+def by_judge(judge: Judge, template: str, objects: Objects) -> Extractor:
+    """A language model reads the answer and writes down what it names, and the synonym list has the head of each."""
 
     def extract(answers: Sequence[Answer]) -> list[list[str]]:
-        questions = [
-            Question(one.id.split(SEPARATOR)[0], filled(template, answer=one.text), one.text) for one in answers
-        ]
-        return [listed(verdict) for verdict in judge.judge(questions)]
+        long = [one for one in answers if one.words > SHORT]
+        questions = [Question(one.id.split(SEPARATOR)[0], filled(template, answer=one.text), one.text) for one in long]
+        phrases = {one.id: listed(verdict) for one, verdict in zip(long, judge.judge(questions), strict=True)}
+        return [[word for phrase in phrases.get(one.id, ()) for word in objects.heads(phrase)] for one in answers]
 
     return extract
 
@@ -90,17 +94,16 @@ def score(args: argparse.Namespace, responses: Sequence[Path]) -> Result:
     truth = source.of(set(images.values()))
     check_known({images[own]: answer for own, answer in answers.items()}, truth, source.what)
     ids = sorted(answers)
-    extract: Extractor = rules
+    extract = by_rules(source.objects)
     told = {"extractor": "rules of CHAIR, no judge"}
     if args.extractor == "llm":
         template, wording = template_of(args, PROMPT, ("answer",))
         judge = judge_of(args)
-        extract = by_judge(judge, template)
+        extract = by_judge(judge, template, source.objects)
         told = {"extractor": f"language model {judge.model}", "its prompt": wording}
     elif args.judge_url is not None or args.verdicts is not None:
         raise ValueError("a judge is given, and --extractor rules asks none; add --extractor llm")
-    phrases = extract([answers[own] for own in ids])
-    words = [[word for phrase in own for word in source.objects.words(phrase)] for own in phrases]
+    words = extract([answers[own] for own in ids])
     named = [[(word, source.objects.name_of[word]) for word in own] for own in words]
     group = Group(
         ids,

@@ -1,7 +1,7 @@
 """Which objects a picture of COCO shows: a file that says it, or the annotations of COCO as CHAIR reads them."""
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +107,57 @@ def read_annotations(folder: Path, objects: Objects, images: set[str]) -> dict[s
             raise ValueError(f"{folder} has no {kind}_*.json; {SOURCE}")
         for path in paths:
             content = read_json(path)
-            if not isinstance(content, dict) or "annotations" not in content or "images" not in content:
+            if not isinstance(content, dict) or not all(
+                _is_rows(content.get(own)) for own in ("images", "annotations")
+            ):
                 raise ValueError(f"{path} is no annotation file of COCO: it needs 'images' and 'annotations'")
             for image in content["images"]:
                 own = id_of(image, "id", f"{path} images")
                 if own in images:
                     found.setdefault(own, set())
-            names = _categories(content, path, objects) if kind == "instances" else {}
-            for annotation in content["annotations"]:
+            named = _of_instances(content, path, objects) if kind == "instances" else _of_caption(objects)
+            for number, annotation in enumerate(content["annotations"], 1):
                 own = str(annotation.get("image_id"))
                 if own in found:
-                    named = [names[annotation["category_id"]]] if names else objects.find(annotation["caption"])
-                    found[own].update(named)
+                    try:
+                        found[own].update(named(annotation))
+                    except ValueError as error:
+                        raise ValueError(f"{path} annotation {number}: {error}") from None
     return {own: frozenset(names) for own, names in found.items()}
+
+
+def _is_rows(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(row, Mapping) for row in content)
+
+
+def _of_instances(
+    content: Mapping[str, Any], path: Path, objects: Objects
+) -> Callable[[Mapping[str, Any]], list[str]]:
+    names = _categories(content, path, objects)
+
+    def named(annotation: Mapping[str, Any]) -> list[str]:
+        own = annotation.get("category_id")
+        if own not in names:
+            raise ValueError(f"'category_id' is {shown(own)}, which is none of the categories of the file")
+        return [names[own]]
+
+    return named
+
+
+def _of_caption(objects: Objects) -> Callable[[Mapping[str, Any]], list[str]]:
+    def named(annotation: Mapping[str, Any]) -> list[str]:
+        own = annotation.get("caption")
+        if not isinstance(own, str):
+            raise ValueError(f"'caption' is {shown(own)}; expected a text")
+        return objects.find(own)
+
+    return named
 
 
 def _categories(content: Mapping[str, Any], path: Path, objects: Objects) -> dict[int, str]:
     """Id of each category -> the name of its object."""
-    names = {own["id"]: own["name"] for own in content.get("categories", ())}
+    rows = content.get("categories")
+    names = {own.get("id"): own.get("name") for own in (rows if rows is not None and _is_rows(rows) else ())}
     unknown = [name for name in names.values() if name not in objects.name_of]
     if unknown or not names:
         raise ValueError(

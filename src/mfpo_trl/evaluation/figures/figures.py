@@ -98,7 +98,7 @@ class Measure:
             n = int(self.counts[:, 1].sum())
         if self.kind == "rate" and not self._clustered():
             return Figure(self.value(), *wilson(int(hits), n), n=n)
-        low, high = _percentiles(self.of(_resampled(self.counts, self.clusters)))
+        low, high = self._interval(self.of(_resampled(self.counts, self.clusters)))
         if self.kind in ("rate", "ratio") and low == high and low in (0, 1):
             # Items that all agree give no spread to resample, and leave doubt all the same.
             low, high = wilson(n * int(low), n)
@@ -107,6 +107,17 @@ class Measure:
             doubt = wilson(0, n)[1]
             low, high = max(-1.0, low - doubt), min(1.0, high + doubt)
         return Figure(self.value(), low, high, n)
+
+    def units(self) -> int:
+        """How many are resampled: items, or clusters of them."""
+        return len(self.counts) if self.clusters is None else len(np.unique(self.clusters))
+
+    def _interval(self, values: np.ndarray, of_difference: bool = False) -> tuple[float, float]:
+        """Of resampled figures, or differences; of one unit alone, which says nothing of its spread, all that a share can be."""
+        low, high = _percentiles(values)
+        if self.units() == 1 and self.kind != "mean" and not math.isnan(low):
+            return (-1.0 if of_difference or self.kind == "difference" else 0.0), 1.0
+        return low, high
 
     def taken(self, rows: Any) -> "Measure":
         """The same of these items."""
@@ -158,7 +169,7 @@ def compare(one: Measure, other: Measure) -> Difference:
     k, n = one.counts.shape[1], len(one.counts)
     sums = _resampled(np.concatenate([one.counts, other.counts], axis=1), one.clusters)
     differences = one.of(sums[:, :k]) - other.of(sums[:, k:])
-    value, (low, high) = one.value() - other.value(), _percentiles(differences)
+    value, (low, high) = one.value() - other.value(), one._interval(differences, of_difference=True)
     if one.kind == "rate" and not one._clustered() and (one.counts[:, 1] == other.counts[:, 1]).all():
         wins = int((one.counts[:, 0] > other.counts[:, 0]).sum())
         losses = int((one.counts[:, 0] < other.counts[:, 0]).sum())
@@ -166,8 +177,9 @@ def compare(one: Measure, other: Measure) -> Difference:
     known = differences[~np.isnan(differences)]
     if not len(known):
         return Difference(value, low, high, n, math.nan, "paired bootstrap")
-    # No smaller than resamples can tell.
-    p = max(2 * float(min((known <= 0).mean(), (known >= 0).mean())), 1 / RESAMPLES)
+    # No smaller than resamples can tell, or the signs of as many differences as there are.
+    least = max(1 / RESAMPLES, 2.0 ** (1 - min(one.units(), 64)))
+    p = max(2 * float(min((known <= 0).mean(), (known >= 0).mean())), least)
     return Difference(value, low, high, n, min(1.0, p), "paired bootstrap")
 
 

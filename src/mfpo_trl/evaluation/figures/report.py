@@ -39,6 +39,11 @@ class Group:
         own = None if self.clusters is None else np.unique(np.asarray(self.clusters), return_inverse=True)[1]
         return {one.name: replace(one, clusters=own) for one in (*self.measures, length)}
 
+    def common(self, other: "Group") -> list[tuple[int, int]]:
+        """Rows of both with the same item."""
+        places = {own: row for row, own in enumerate(other.ids)}
+        return [(row, places[own]) for row, own in enumerate(self.ids) if own in places]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -66,8 +71,7 @@ def differences(one: Result, other: Result) -> dict[str, dict[str, Difference]]:
     found = {}
     for name in one.groups.keys() & other.groups.keys():
         ours, theirs = one.groups[name], other.groups[name]
-        places = {own: row for row, own in enumerate(theirs.ids)}
-        common = [(row, places[own]) for row, own in enumerate(ours.ids) if own in places]
+        common = ours.common(theirs)
         mine, their = [row for row, _ in common], [row for _, row in common]
         them = theirs.all()
         found[name] = {

@@ -189,6 +189,8 @@ def read_prompts(
         ]
     for part, file in question_files(name, folder, parts).items():
         asked += [(part, row, where) for where, row in read_rows(file)]
+    if not asked:
+        raise ValueError(f"the files of {name} in {folder} hold no questions")
     pictures = Pictures(folder)
     found = [_prompt(benchmark, part, row, where, pictures, question, behind) for part, row, where in asked]
     if pictures.missing:
@@ -245,6 +247,8 @@ def _prompt(
     except (KeyError, ValueError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{where}: {said}") from None
+    if not isinstance(picture, str | bytes | Path | None):
+        raise ValueError(f"{where}: the picture is {shown(picture)}; expected the name of its file")
     more = benchmark.behind.get(part) if behind is None else behind
     messages = one_turn(f"{text}\n{more}" if more else text, int(picture is not None))
     own = pictures.of(picture, where)
