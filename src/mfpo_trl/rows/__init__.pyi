@@ -1,5 +1,8 @@
+from .prefix import prefix_of as prefix_of
+from .prefix import written_out as written_out
 from .schema import COLUMNS as COLUMNS
 from .schema import IMAGE_COLUMNS as IMAGE_COLUMNS
+from .schema import PREFIX as PREFIX
 from .schema import RECIPE as RECIPE
 from .schema import REFERENCE as REFERENCE
 from .schema import ROW_NUMBER as ROW_NUMBER
@@ -23,6 +26,7 @@ from .validation import check_image_columns as check_image_columns
 from .validation import checked_texts as checked_texts
 from .validation import has_image_column as has_image_column
 from .validation import has_images as has_images
+from .validation import image_places as image_places
 from .validation import image_tokens as image_tokens
 from .validation import is_stored as is_stored
 from .validation import rows_to_corrupt as rows_to_corrupt
