@@ -102,8 +102,9 @@ def build_model(
 
 
 def build_processor(geometry: Geometry) -> LlavaProcessor:
-    """A word is a token: `w10`, `w11`, and so on."""
-    words = SPECIAL | {f"w{n}": n for n in range(len(SPECIAL), geometry.vocabulary)}
+    """A word is a token: `w10`, `w11`, and so on, and those that tell two images apart."""
+    words = SPECIAL | {f"w{n}": n for n in range(len(SPECIAL), geometry.vocabulary - 2)}
+    words |= {"first": geometry.vocabulary - 2, "second": geometry.vocabulary - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     size = {"height": geometry.image_size, "width": geometry.image_size}
@@ -132,7 +133,7 @@ def pairs(geometry: Geometry, count: int) -> list[dict[str, Any]]:
         return Image.fromarray(random.integers(0, 256, (geometry.image_size, geometry.image_size, 3), dtype=np.uint8))
 
     def words(length: int) -> str:
-        return " ".join(f"w{n}" for n in random.integers(10, geometry.vocabulary, length))
+        return " ".join(f"w{n}" for n in random.integers(10, geometry.vocabulary - 2, length))
 
     return [
         {

@@ -39,7 +39,7 @@ FLOORS_INSIDE = {
 PURE = (
     "objective.losses objective.names objective.ratios objective.branches objective.terms.term objective.terms.table "
     "objective.terms.text objective.terms.image objective.terms.anchor objective.terms.symmetric objective.terms.tokens "
-    "objective.terms.focal objective.step objective.presets rows.schema images.regions images.corruptions images.dispreferred batch.packing "
+    "objective.terms.focal objective.terms.in_context objective.step objective.presets rows.schema images.regions images.corruptions images.dispreferred batch.packing "
     "batch.layouts order.curriculum"
 ).split()
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "numpy", "PIL")

@@ -43,6 +43,8 @@ from mfpo_trl.evaluation import build_parser as build_score
 from mfpo_trl.evaluation.generation.command import build_parser as build_generate
 from mfpo_trl.evaluation.merge.command import build_parser as build_merge
 from mfpo_trl.evaluation.reliance.command import build_parser as build_reliance
+from mfpo_trl.objective import PRESETS
+from mfpo_trl.objective.terms import row_columns
 from mfpo_trl.recipes import recipe_file
 from mfpo_trl.train import command as train
 from mfpo_trl.train import launch
@@ -173,6 +175,11 @@ def trained(arguments: list[str], dataset=None) -> None:
     # Half precision needs a GPU.
     script, training, _ = train.parse([*arguments, *named, "--use_cpu", "--bf16", "false"])
     dataset = rows() if dataset is None else dataset
+    if _has(arguments, "objective"):
+        # What each row needs, a recipe says in its head; here the columns are there, whatever is in them.
+        needed = {*row_columns(training.terms), *PRESETS[training.objective].columns} - set(dataset.column_names)
+        for column in sorted(needed):
+            dataset = dataset.add_column(column, [""] * len(dataset))
     dataset = dataset.to_iterable_dataset() if script.dataset_streaming else dataset
     check_arguments(training, {"train_dataset": dataset}, None, training.precompute_ref_log_probs)
 

@@ -15,10 +15,12 @@ from .batch import MFPOCollator
 from .config import MFPOConfig
 from .hub import check_strategy
 from .images import check_recipes
+from .objective import PRESETS
 from .objective.terms import Weighted
 from .order import check_curriculum, check_difficulties, check_grouping, check_stage_arguments
 from .reference import check_cacheable
 from .rows import (
+    PREFIX,
     check_dataset,
     check_image_columns,
     has_image_column,
@@ -145,6 +147,8 @@ def check_arguments(
             "model_init_kwargs has use_safetensors=False, and pickles are not loaded: they can run code; leave it out"
         )
     with_images = has_image_column(datasets["train_dataset"])
+    if not with_images and data_collator is None:
+        check_begun(datasets)
     axes = args.parallelism_config
     if axes is not None and (axes.cp_enabled or axes.sp_enabled):
         raise ValueError(
@@ -200,6 +204,33 @@ def check_columns(args: MFPOConfig, datasets: Mapping[str, Any]) -> None:
                         f"{name} has no column {column!r}, which term {own.term.name!r} of objective={args.objective!r} reads in "
                         "every row; docs/objectives.md says what each objective needs"
                     )
+    for name, dataset in datasets.items():
+        columns = getattr(dataset, "column_names", None)
+        for column in PRESETS[args.objective].columns if args.objective_terms is None else ():
+            if columns is not None and column not in columns:
+                raise ValueError(
+                    f"{name} has no column {column!r}, which objective={args.objective!r} is for; docs/objectives.md says what each "
+                    "objective needs"
+                )
+
+
+def check_begun(datasets: Mapping[str, Any]) -> None:
+    """Refuse begun answers in data that TRL tokenizes itself, because no row has a place for images.
+
+    Args:
+        datasets: by the names of their arguments.
+
+    Raises:
+        ValueError: names the data set and the column.
+    """
+    for name, dataset in datasets.items():
+        if PREFIX not in (getattr(dataset, "column_names", None) or ()):
+            continue
+        if not is_stored(dataset) or any(str(own).strip() for own in dataset[PREFIX] if own is not None):
+            raise ValueError(
+                f"{name} has a column {PREFIX!r} and none for images: TRL reads rows of texts alone, and would leave out what their answers "
+                "go on from; add a column 'images' with an empty list in every row"
+            )
 
 
 def readable_terms(

@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_available
 from trl import DPOConfig
 
 from .images import AUTO, REGION_CHOICES, check_corruption, check_some_corruption
-from .objective import PRESETS, BranchName, terms_of
+from .objective import IMAGE_INSTRUCTION, POSITION, PRESETS, BranchName, terms_of
 from .objective.terms import Weighted, branches_read
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class MFPOConfig(DPOConfig):
             without is an error).
         corruption_seed: the dispreferred image depends on this and on the row's image and prompt (`swap`: also on the other
             rows of the data set), never on order, worker or rank; None: that of the row's recipe with `auto`, else 0.
+        image_instruction: of objectives that put two images into one prompt, the sentence that says which is meant, with `{position}`
+            where it says `first` or `second`; in a conversation it stands behind the question.
         add_eos: score the end of every completion, also where the chat template writes none. The only default that makes
             a number differ from DPOTrainer's when the other weights are 0.
         prefix_sharing: whether branches that share image and prompt share a row: `auto` (where the model can), `on` (an error
@@ -152,6 +154,12 @@ class MFPOConfig(DPOConfig):
     )
     corruption_seed: int | None = field(
         default=None, metadata={"help": "Seed of the dispreferred images; if unset, that of the row's recipe, else 0."}
+    )
+    image_instruction: str = field(
+        default=IMAGE_INSTRUCTION,
+        metadata={
+            "help": "Sentence that says which of two images in one prompt is meant, with `{position}` for `first` or `second`."
+        },
     )
     add_eos: bool = field(
         default=True,
@@ -236,6 +244,11 @@ class MFPOConfig(DPOConfig):
         _check(self.corruption_region in REGION_CHOICES, "corruption_region", self.corruption_region, REGION_CHOICES)
         choices = PREFIX_SHARING_CHOICES
         _check(self.prefix_sharing in choices, "prefix_sharing", self.prefix_sharing, choices)
+        instruction: Any = self.image_instruction
+        says = isinstance(instruction, str) and POSITION in instruction
+        _check(
+            says, "image_instruction", instruction, f"a sentence with {POSITION} where it says which image is meant"
+        )
         self._check_curriculum()
         if "donor" in self.corruption_kwargs:
             raise ValueError("corruption_kwargs cannot name a 'donor': `swap` takes another row of the data set")

@@ -139,6 +139,16 @@ DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     "more rejected images": lambda _: every(rejected_images=[tiny.picture(0), tiny.picture(1)]),
     "a message without a role": lambda _: every(prompt=[{"content": "what?"}]),
     "a message of a number": lambda _: every(prompt=[{"role": "user", "content": 5}]),
+    "a beginning of a number": lambda _: every(answer_prefix=3),
+    "a beginning of texts": lambda _: table([row | {"answer_prefix": "yes."} for row in texts()]),
+    "a beginning of two messages": lambda _: every(
+        answer_prefix="yes.", chosen=[{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ),
+    "two images and a counterpart": lambda _: every(
+        images=[tiny.picture(0), tiny.picture(1)],
+        rejected_images=[tiny.picture(2), tiny.picture(3)],
+        rejected_image_chosen=[{"role": "assistant", "content": "a tree"}],
+    ),
     "two placeholders": lambda _: table(
         [{"image": tiny.picture(0), "prompt": "<image> <image> what?", "chosen": " yes", "rejected": " no"}] * ROWS
     ),
@@ -269,6 +279,8 @@ REFUSALS = [
     Refusal("expected a function of log-ratios and beta", """--objective_terms '{{"own_terms:NO_FUNCTION": 1}}'"""),
     Refusal("branch {} is unknown; expected (image variant", """--objective_terms '{{"own_terms:ELSEWHERE": 1}}'"""),
     Refusal("branch {} is unknown; expected {}, or (image", """--objective_terms '{{"own_terms:MISSPELT": 1}}'"""),
+    Refusal("has no column {}, which objective={} is for", "--objective sentinel"),
+    Refusal("{} is {}; expected {}", "--image_instruction 'Look at the image.'", at="config._check"),
     Refusal("the share of the region must lie", """--corruption mask --corruption_kwargs '{{"share": 2}}'"""),
     Refusal("corruption_kwargs cannot name a 'donor'", """--corruption swap --corruption_kwargs '{{"donor": 1}}'"""),
     Refusal("unknown noise schedule", """--corruption_kwargs '{{"schedule": "steep"}}'"""),
@@ -482,6 +494,10 @@ REFUSALS = [
     Refusal("is a URL; download the images first", data="an image of the web"),
     Refusal("expected an image, its bytes or its path", data="numbers for images"),
     Refusal("image(s) for the {} of 'images'; give one for each", data="more rejected images"),
+    Refusal("expected a text, the beginning that", data="a beginning of a number"),
+    Refusal("which alone can go on from the begun answer", data="a beginning of two messages"),
+    Refusal("TRL reads rows of texts alone", data="a beginning of texts"),
+    Refusal("and of both images the first or the second", "--objective icvco", "two images and a counterpart"),
     Refusal("has a message without a 'role'", data="a message without a role"),
     Refusal("the chat template cannot write it", data="a message of a number"),
     Refusal("the processor cannot encode prompt and images", data="two placeholders"),
@@ -632,6 +648,7 @@ LATER = {
     "_trl.data.NumberedRows.__getitems__: cannot be read": "the rows that are not looked at before",
     "_trl.data.NumberedRows.__getitems__: transform failed": API,
     "arguments.as_mfpo_config": API,
+    "batch.begun.begun_tokens: otherwise than it stands": "a chat template that rewrites answers; `mfpo check` encodes rows with the same collator",
     "arguments.check_weights: `ref_model` must be a model": API,
     "arguments.check_weights: `ref_model` has an adapter": API,
     "arguments.check_arguments: context and sequence parallelism": API,

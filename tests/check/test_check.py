@@ -372,6 +372,20 @@ def test_the_room_that_the_collator_wants(more):
     assert check_rows.Look(0, prompt=prompt).has_room(prompt + more) == bool(more)
 
 
+def test_begun_answers(checked):
+    """Two rows of four have a beginning; their end is not scored, and the words on the seam of one run together."""
+    prefix = {"answer_prefix": lambda n: ("", "a dog. ", "a dog.", "")[n]}
+    data = rows(features={"answer_prefix": Value("string")}, **prefix)
+    status, found = checked(data)
+    assert status == 0 and statuses(found) == {"begun answers": "warning"}
+    assert found["begun answers"]["details"] == {"begun": [1, 2], "joined": [2]}
+    assert "answer_prefix" not in found["columns"]["details"]["not_read"]
+    assert "in all 2 rows without an answer_prefix, not in the 2 with one" in found["end of answers"]["value"]
+    data = data.map(lambda row: {"answer_prefix": "a dog. "})
+    status, found = checked(data)
+    assert status == 0 and not statuses(found) and "not scored behind" in found["end of answers"]["value"]
+
+
 def test_positions_beyond_the_model(checked, folder, tmp_path):
     long = "what is in the image? " * 150
     data = rows(change=lambda row: row.update(prompt=[{"role": "user", "content": long}]))

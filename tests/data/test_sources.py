@@ -111,6 +111,18 @@ PUBLISHED = {
         },
         [own(said("system", "Be short.") + ASKED, "a cat", "a dog", ["a.png"])],
     ),
+    "sentinel": (
+        {
+            "image_id": 7,
+            "image_path": "b/a.png",
+            "question": "<image>\nWhat is it?",
+            "context": "A room.  ",
+            "y_win": "It has a cat.",
+            "y_lose": " It has a dog.",
+            "type": "y+",
+        },
+        [own(ASKED, "It has a cat.", "It has a dog.", ["b/a.png"], answer_prefix="A room. ")],
+    ),
     "spa-vl": (
         {"image": PNG, "question": "What is it?", **PAIR, "image_name": "a.png"},
         [own(ASKED, "a cat", "a dog", [PNG])],
@@ -155,7 +167,7 @@ def test_published_row(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_converted_rows_are_rows_of_the_built_schema(name):
     """Nothing is lost or added between a converted row and parquet, but for None in columns that are filled later."""
-    columns = features(rejected_images=True)
+    columns = features(rejected_images=True, answer_prefix=True)
     for row in convert(PUBLISHED[name][0], name):
         stored = {
             key: [{"bytes": b"x", "path": str(n)} for n, _ in enumerate(value)] if "images" in key else value
@@ -164,6 +176,21 @@ def test_converted_rows_are_rows_of_the_built_schema(name):
         dataset = Dataset.from_list([{column: stored.get(column) for column in columns}], features=columns)
         found = dataset.with_format("arrow")[:].to_pylist()[0]
         assert {key: value for key, value in found.items() if value is not None} == stored
+
+
+@pytest.mark.parametrize(
+    ("context", "prefix"), [("", ""), (None, ""), (" ", ""), ("A room.\n", "A room.\n"), ("A room,", "A room, ")]
+)
+def test_the_context_of_sentinel(context, prefix):
+    """None, or an empty one, is that of a first sentence."""
+    (row,) = convert(PUBLISHED["sentinel"][0] | {"context": context}, "sentinel")
+    assert row["answer_prefix"] == prefix
+
+
+@pytest.mark.parametrize(("field", "value"), [("context", ["A room."]), ("y_win", 3), ("y_lose", ["a"])])
+def test_a_text_of_sentinel_that_is_none(field, value):
+    with pytest.raises(ValueError, match=f"field '{field}' is a .*; expected a text"):
+        convert(PUBLISHED["sentinel"][0] | {field: value}, "sentinel")
 
 
 def test_vlfeedback_as_lists_by_field():

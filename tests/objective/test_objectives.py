@@ -16,10 +16,11 @@ from test_trainer import CPU, policy
 from trl.data_utils import prepare_multimodal_messages
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl.batch.both import own_image_first
 from mfpo_trl.objective import CHOSEN, PRESETS, LogRatios, Preset, columns_of, preferred, terms_of
 from mfpo_trl.objective.terms import TERMS, Term, branches_read
 
-NEW = [name for name in FORMULAS if name not in ("dpo", "mdpo", "mfpo", "rdpo")]
+NEW = [name for name in FORMULAS if name not in ("dpo", "mdpo", "mfpo", "rdpo") and not PRESETS[name].columns]
 OTHERS = ("two birds", "a blue cat by a tree", "the grass", "a red dog and a bird.")
 
 
@@ -67,11 +68,18 @@ def read() -> list[dict]:
 def alone(model, processor, row, image: str, answer: str) -> torch.Tensor:
     """log pi(answer | prompt, image), by one forward of one row without padding."""
     column = {"image": "images", "no image": None, "rejected_image": "rejected_images"}
-    name = column.get(image, f"rejected_images_{image[-1]}")
-    images = row[name] if name else []
-    messages = prepare_multimodal_messages(row["prompt"], images=images)
+    prompt = row["prompt"]
+    if image.endswith("of both"):
+        first = own_image_first(row, [own.convert("RGB") for own in row["images"]])
+        images = row["images"] + row["rejected_images"] if first else row["rejected_images"] + row["images"]
+        place = "first" if first == (image == "image of both") else "second"
+        prompt = [{"role": "user", "content": f"{prompt[0]['content']} Answer based on the {place} image."}]
+    else:
+        name = column.get(image, f"rejected_images_{image[-1]}")
+        images = row[name] if name else []
+    messages = prepare_multimodal_messages(prompt, images=images)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    whole = prepare_multimodal_messages(row["prompt"] + row[answer], images=images)
+    whole = prepare_multimodal_messages(prompt + row[answer], images=images)
     said = processor.apply_chat_template(whole, tokenize=False).removeprefix(text)
     encoded = processor(
         images=[images] if images else None, text=[text], add_special_tokens=False, return_tensors="pt"
@@ -105,7 +113,8 @@ def expected(name, ratios, beta) -> float:
     for number, row in enumerate(read()):
         numbers = {key: row[key] for key in ("weight", "beta_scale")}
         if row["images"]:
-            total += FORMULAS[name](lambda answer, image, n=number: ratios[n, answer, image], beta, numbers)
+            values = lambda answer, image, n=number: ratios[n, answer, image]  # noqa: E731
+            total += FORMULAS[name](values, beta, numbers | {"still": values})
             continue
         for term, weight in PRESETS[name].weights.items():
             if all(branch.image == "image" for branch in TERMS[term].reads):
@@ -186,7 +195,7 @@ def test_the_trainers_gradient_is_the_formulas(name, adapter, tmp_path):
         assert (theirs - whole).norm() < 2e-3 * whole.norm(), sharing
 
 
-@pytest.mark.parametrize("name", ["mfpo-sym", "svco", "lpoi", "opa"])
+@pytest.mark.parametrize("name", ["mfpo-sym", "svco", "lpoi", "opa", "icvco"])
 def test_cached_is_live(name, tmp_path):
     """Two steps, loss and gradient, packed rows; the second run of a cache scores nothing that the first has."""
     histories = []
@@ -355,6 +364,17 @@ def test_a_term_that_returns_something_else(loss, words, tmp_path):
         ),
         ("svco", "rejected_image_chosen", "train_dataset has no column 'rejected_image_chosen'"),
         ("mfpo-sym", "rejected_image_chosen", "train_dataset has no column 'rejected_image_chosen'"),
+        (
+            "icvco",
+            "rejected_image_chosen",
+            "train_dataset has no column 'rejected_image_chosen', which term 'answers_of_image'",
+        ),
+        (
+            "icvco",
+            "rejected_images",
+            "row [0-2] .*field 'rejected_images': is missing, and corruption='none' makes none",
+        ),
+        ("sentinel", [], "train_dataset has no column 'answer_prefix', which objective='sentinel' is for"),
         ("opa", "chosen_2", "train_dataset has no column 'chosen_2'"),
         (
             "lpoi",

@@ -25,7 +25,14 @@ def softmax_ladder(rewards):
     return sum(math.log(sum(math.exp(own) for own in rewards[k:])) - rewards[k] for k in range(len(rewards) - 1))
 
 
-# `r(answer, image)` is a log-ratio; w, l, y2 and t are chosen, rejected, chosen_2 and the answer true of m'; m, m1.. and 0 images.
+def distilled(beta, alone, both):
+    """VCDist of IC-VCO, one position: the cross-entropy of q against p, where p is above 1/2 and above q."""
+    q, p = (1 / (1 + math.exp(-beta * margin)) for margin in (alone, both))
+    return -p * math.log(q) - (1 - p) * math.log(1 - q) if p > 0.5 and q < p else 0.0
+
+
+# `r(answer, image)` is a log-ratio; w, l, y2 and t are chosen, rejected, chosen_2 and the answer true of m'; m, m1.. and 0 images, b and
+# b1 both m and m1, asked about m or m1. `c["still"]` is `r` without a gradient.
 FORMULAS = {
     "dpo": lambda r, b, c: l(b * (r("w", "m") - r("l", "m"))),
     "mdpo": lambda r, b, c: (
@@ -75,10 +82,24 @@ FORMULAS = {
     ),
 }
 FORMULAS["mfpo"] = FORMULAS["mdpo"]
+FORMULAS["sentinel"] = FORMULAS["dpo"]
+FORMULAS["icvco"] = lambda r, b, c: (
+    1.75 * (l(b * (r("w", "m") - r("t", "m"))) + l(b * (r("t", "m1") - r("w", "m1")))) / 2
+    + 1.75 * (l(b * r("w", "m")) + l(b * r("t", "m1"))) / 2
+    + 0.75 * (l(b * (r("w", "b") - r("t", "b"))) + l(b * (r("t", "b1") - r("w", "b1")))) / 2
+    + 0.75 * (l(b * r("w", "b")) + l(b * r("t", "b1"))) / 2
+    + 0.4
+    * (
+        distilled(b, r("w", "m") - r("t", "m"), c["still"]("w", "b") - c["still"]("t", "b"))
+        + distilled(b, r("t", "m1") - r("w", "m1"), c["still"]("t", "b1") - c["still"]("w", "b1"))
+    )
+    / 2
+)
 FROZEN = {"vdpo": [("w", "m1")]}
 """What a method lets no gradient through."""
 
 IMAGES = {"image": "m", "no image": "0", "rejected_image": "m1"} | {f"rejected_image.{n}": f"m{n}" for n in (2, 3, 4)}
+IMAGES |= {"image of both": "b", "rejected_image of both": "b1"}
 ANSWERS = {"chosen": "w", "rejected": "l", "chosen_2": "y2", "rejected_image_chosen": "t"}
 
 
@@ -87,6 +108,7 @@ def place(branch: BranchName) -> tuple[str, str]:
 
 
 NAMES = {"m": "r{}_", "0": "r0_"} | {f"m{n}": f"r'{n if n > 1 else ''}_" for n in (1, 2, 3, 4)}
+NAMES |= {"b": "rb{}_", "b1": "rb'_"}
 """How the formulas that people read call an image; the answer follows."""
 
 
@@ -105,11 +127,13 @@ def test_the_formula_that_people_read_is_the_same(name):
         "e": lambda z: math.exp(BETA * z),
         "log": math.log,
         "stop": lambda r: r,
+        "d": lambda alone, both: distilled(BETA, alone, both),
         "ranked": lambda *rewards: softmax_ladder([BETA * own for own in rewards]),
     }
     written = PRESETS[name].formula.replace("'", "q").replace("^", "**")
     found = eval(written, {"__builtins__": {}}, {**said, **numbers, **functions})
-    expected = FORMULAS[name](lambda answer, image: values[answer, image], BETA, numbers)
+    read = lambda answer, image: values[answer, image]  # noqa: E731
+    expected = FORMULAS[name](read, BETA, numbers | {"still": read})
     assert found == pytest.approx(expected, rel=1e-12)
 
 
@@ -146,7 +170,8 @@ def test_a_preset_is_its_papers_formula(name, seed):
 
     def straight(changed=None):
         own = {**values, **(changed or {})}
-        return FORMULAS[name](lambda answer, image: own[answer, image], BETA, numbers)
+        still = {"still": lambda answer, image: values[answer, image]}
+        return FORMULAS[name](lambda answer, image: own[answer, image], BETA, numbers | still)
 
     reference = {branch: torch.tensor([draw.uniform(-90, -20)], dtype=torch.float64) for branch in branches}
     policy = {branch: (reference[branch] + values[place(branch)]).requires_grad_() for branch in branches}
@@ -197,6 +222,12 @@ BY_HAND = {
     "repelled": math.log(1 + math.exp(-0.5)),
     "attended_counterpart": math.log(1 + math.exp(-2.25)),  # 3 - 0.75
     "repelled_counterpart": math.log(1 + math.exp(-0.5)),
+    "in_context_image": math.log(1 + math.exp(-2)),  # 1 - (-1)
+    "in_context_counterpart": math.log(1 + math.exp(-2.5)),  # 2 - (-0.5)
+    "in_context_anchor": math.log(1 + math.exp(-1)),
+    "in_context_counterpart_anchor": math.log(1 + math.exp(-2)),
+    # Of m, p = sigma(2) above q = sigma(1.75); of m', p = sigma(2.5) below q = sigma(3), and nothing is learnt.
+    "distillation": (math.log(1 + math.exp(-1.75)) + 1.75 / (1 + math.exp(2))) / 2,
 }
 NUMBERS = {
     ("w", "m"): 2.0,
@@ -212,6 +243,10 @@ NUMBERS = {
     ("t", "m"): 0.25,
     ("w", "0"): 0.5,
     ("t", "0"): 0.75,
+    ("w", "b"): 1.0,
+    ("t", "b"): -1.0,
+    ("t", "b1"): 2.0,
+    ("w", "b1"): -0.5,
 }
 
 
@@ -237,6 +272,24 @@ def test_losses_of_many_images_do_not_overflow():
         assert TERMS[name].loss(LogRatios(policy, zeros), 1.0).isfinite().all(), name
 
 
+@pytest.mark.parametrize(
+    ("alone", "both", "learns"),
+    [(1.0, 2.0, True), (2.0, 1.0, False), (-2.0, -1.0, False), (-1.0, 0.0, False), (-1e4, 1e4, True)],
+    ids=["surer", "not as sure", "wrong", "unsure", "far"],
+)
+def test_the_gate_of_the_distillation(alone, both, learns):
+    """A preference with both images teaches where it is right and surer than that with one, and is not itself moved."""
+    reads = TERMS["distillation"].reads
+    margins = {("w", "m"): alone, ("t", "m1"): alone, ("w", "b"): both, ("t", "b1"): both}
+    policy = {branch: torch.tensor([margins.get(place(branch), 0.0)], requires_grad=True) for branch in reads}
+    loss = TERMS["distillation"].loss(LogRatios(policy, {branch: torch.zeros(1) for branch in reads}), 1.0)
+    assert loss.isfinite().all() and bool(loss > 0) == learns
+    loss.sum().backward()
+    for branch, value in policy.items():
+        of_both = branch.image.endswith("of both")
+        assert value.grad is None if of_both else bool(value.grad != 0) == learns, branch
+
+
 def test_columns_that_rows_need():
     assert row_columns(terms_of("mfpo", None, {})) == []
     assert row_columns(terms_of("mmedpo", None, {})) == ["weight"]
@@ -253,6 +306,10 @@ def test_columns_that_rows_need():
         (("rejected_image.1", "chosen"), "is unknown"),
         (("image", ""), "is unknown"),
         (("image",), "is unknown"),
+        (
+            ("rejected_image.2 of both", "chosen"),
+            "is unknown; expected .* 'image of both' and 'rejected_image of both'",
+        ),
     ],
 )
 def test_an_unknown_branch(name, words):
@@ -294,6 +351,6 @@ def test_the_page_lists_every_preset_with_its_paper_and_columns():
         for setting in (preset.published, preset.settings, preset.says):
             assert setting in section, (name, setting)
         assert f"(../recipes/methods/{name}.yaml)" in section
-        for column in row_columns(terms_of(name, None, {})):
+        for column in (*row_columns(terms_of(name, None, {})), *preset.columns):
             if not column.startswith("rejected_image_") or column == "rejected_image_chosen":
                 assert name == "lpoi" or f"`{column}`" in lines[name] or "_2`" in lines[name], (name, column)

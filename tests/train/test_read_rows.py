@@ -63,7 +63,7 @@ def published(tmp_path_factory) -> Path:
         for n in range(3):
             tiny.picture(n).save(root / source / "b" / f"{n}.png")
             own = {key: value for key, value in row.items() if key != "rejected_images"}
-            for name in {"image", "img_path"} & set(own):
+            for name in {"image", "img_path"} & set(own) or {"image_path"} & set(own):
                 own[name] = f"b/{n}.png"
             if "images" in own:
                 own["images"] = [f"b/{n}.png" for _ in own["images"]]
@@ -87,7 +87,8 @@ def test_a_training_reads_what_a_build_reads(source, how, published, tmp_path):
     for own, other in zip(found, expected, strict=True):
         assert shown(own) == shown(other) != []
         assert texts(own) == texts(other)
-        assert set(own) <= {"prompt", "chosen", "rejected", "image", "images"}
+        assert own.get("answer_prefix") == other.get("answer_prefix")
+        assert set(own) <= {"prompt", "answer_prefix", "chosen", "rejected", "image", "images"}
 
 
 def test_a_published_file_is_said(published, caplog):

@@ -21,22 +21,40 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 from .._trl import NumberedRows
 from ..config import MFPOConfig
 from ..images import AUTO, DispreferredImages, check_rejected_images
-from ..objective import BRANCHES, CLIPPED, COLUMN, NO_IMAGE, BranchName, branch_of, columns_of
+from ..objective import (
+    BRANCHES,
+    CLIPPED,
+    COLUMN,
+    IGNORED_LABEL,
+    IMAGE_INSTRUCTION,
+    NO_IMAGE,
+    OF_BOTH,
+    POSITION,
+    BranchName,
+    branch_of,
+    columns_of,
+)
 from ..objective.terms import reads_changed
 from ..rows import (
+    PREFIX,
     REFERENCE,
     checked_texts,
     dispreferred_column,
     enlarged,
     has_images,
+    image_places,
     image_tokens,
     load_images,
     plural_of,
+    prefix_of,
     row_error,
     row_name,
     rows_with_images,
     same_answer,
+    written_out,
 )
+from .begun import begun_tokens
+from .both import asked_of_both, asked_of_both_in_text, instruction_for, own_image_first
 from .layouts import LAYOUTS, Branch, EncodedPrompt
 from .packing import FLAT
 
@@ -64,6 +82,7 @@ class MFPOCollator:
         add_eos: end every completion with the end-of-sequence token unless the chat template has closed it.
         columns: of the rows, whose numbers terms read.
         changed: whether terms read sums over the tokens in which the answers differ.
+        image_instruction: the sentence that says which of two images in one prompt is meant, with `{position}` for `first` or `second`.
         layout: `flat`, or, where branches share their image and prompt, `packed rows` or a `packed row` for them all
             (`mfpo_trl.batch.packing`). A branch that several rows of the data have in common is then scored once.
 
@@ -98,6 +117,7 @@ class MFPOCollator:
     layout: str = FLAT
     columns: Sequence[str] = ()
     changed: bool = False
+    image_instruction: str = IMAGE_INSTRUCTION
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self):
@@ -105,6 +125,7 @@ class MFPOCollator:
             self.branches = tuple(map(branch_of, self.branches))
         except ValueError as error:
             raise ValueError(f"branches of the collator: {error}") from None
+        assert POSITION in self.image_instruction, "the configuration has looked at it"
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout of the collator: {self.layout!r} is unknown; expected {', '.join(LAYOUTS)}")
 
@@ -150,37 +171,77 @@ class MFPOCollator:
         example = _with_remote_files(example)
         images = load_images(example, "image") or []
         check_rejected_images(example, len(images))
+        texts = written_out(example, texts, answers)
         written = self._templated(example, texts, images, answers)
-        completions = {name: self._completion_ids(written[name]) for name in answers}
+        begun, completions = self._completions(example, written, texts)
         changed = changed_tokens(completions) if self.changed else {}
         prompts: dict[str, EncodedPrompt] = {}
+        made: dict[int, list[Image.Image]] = {}
         sample = {}
         for branch in self.branches:
             if branch.image != "image" and not images:
                 continue
+            if branch.variant and branch.variant not in made:
+                made[branch.variant] = self.dispreferred(example, images, branch.variant)
             if branch.image not in prompts:
-                prompts[branch.image] = self._prompt_of(branch, example, written["prompt"], texts, images)
+                shown = self._shown(branch, example, written["prompt"], texts, images, made)
+                prompts[branch.image] = self._encode_prompt(example, *shown, begun)
             sample[branch] = Branch(prompts[branch.image], completions[branch.answer], changed.get(branch.answer, ()))
         return sample
 
-    def _prompt_of(
-        self, branch: BranchName, example: Mapping[str, Any], prompt: str, texts: dict, images: list[Image.Image]
-    ) -> EncodedPrompt:
+    def _shown(
+        self,
+        branch: BranchName,
+        example: Mapping[str, Any],
+        prompt: str,
+        texts: dict,
+        images: list[Image.Image],
+        made: Mapping[int, list[Image.Image]],
+    ) -> tuple[str, str, list[Image.Image]]:
+        """Of a branch the field that an error names, the prompt as a text, and its images."""
         if branch.image == "image":
-            return self._encode_prompt(example, "prompt", prompt, images)
+            return "prompt", prompt, images
         if branch.image == NO_IMAGE:
-            return self._encode_prompt(example, "prompt", self._without_image(example, texts), [])
+            return "prompt", self._without_image(example, texts), []
         field = plural_of(dispreferred_column(branch.variant))
-        return self._encode_prompt(example, field, prompt, self.dispreferred(example, images, branch.variant))
+        if branch.image in OF_BOTH:
+            return field, *self._of_both(branch, example, texts, images, made[branch.variant])
+        return field, prompt, made[branch.variant]
+
+    def _of_both(
+        self, branch: BranchName, example: Mapping[str, Any], texts: dict, images: list[Image.Image], other: list
+    ) -> tuple[str, list[Image.Image]]:
+        """The prompt with the row's image and the dispreferred one, which asks about one of them, and the two in their order."""
+        if len(images) > 1:
+            raise row_error(
+                example,
+                "images",
+                f"holds {len(images)}, and of both images the first or the second is asked about; give the row one image",
+            )
+        first = own_image_first(example, images)
+        both = [*images, *other] if first else [*other, *images]
+        sentence = instruction_for(OF_BOTH[branch.image] == "image", first, self.image_instruction)
+        if not is_conversational(texts):
+            places = image_places(self.processor)
+            return asked_of_both_in_text(texts["prompt"], places, sentence) if places else texts["prompt"], both
+        messages = asked_of_both(prepare_multimodal_messages(texts["prompt"], images=images), both, sentence)
+        return self._templated(example, {**texts, "prompt": messages}, [], ("chosen", "rejected"))["prompt"], both
+
+    def _completions(
+        self, example: Mapping[str, Any], written: Mapping[str, str], texts: dict
+    ) -> tuple[list[int], dict[str, list[int]]]:
+        """The tokens of the begun answer, none in most rows, and of each answer those that are scored."""
+        answers = {name: written[name] for name in self.answers}
+        if not prefix_of(example):
+            return [], {name: self._completion_ids(text) for name, text in answers.items()}
+        return begun_tokens(example, answers, texts, self._ids)
 
     def _without_image(self, example: Mapping[str, Any], texts: dict) -> str:
         """The prompt as a text: without its images, and a plain one without their placeholders."""
         if is_conversational(texts):
             return self._templated(example, texts, [], ("chosen", "rejected"))["prompt"]
-        prompt = texts["prompt"]
-        for token in image_tokens(self.processor):
-            prompt = prompt.replace(f"{token}\n", "").replace(token, "")
-        return prompt
+        places = image_places(self.processor)
+        return places.sub("", texts["prompt"]) if places else texts["prompt"]
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -226,11 +287,15 @@ class MFPOCollator:
         return written
 
     def _completion_ids(self, text: str) -> list[int]:
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return end_completion(ids, tokenizer) if self.add_eos else ids
+        ids = self._ids(text)
+        return end_completion(ids, self.processor.tokenizer) if self.add_eos else ids
 
-    def _encode_prompt(self, example: Mapping[str, Any], field: str, text: str, images: list) -> EncodedPrompt:
+    def _ids(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _encode_prompt(
+        self, example: Mapping[str, Any], field: str, text: str, images: list, begun: Sequence[int] = ()
+    ) -> EncodedPrompt:
         try:
             encoded = self.processor(
                 images=[[enlarged(image) for image in images]] if images else None,
@@ -248,16 +313,25 @@ class MFPOCollator:
             key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "attention_mask"
         }
         tokens = {key: value[0] for key, value in tensors.items() if value.shape == shape}
-        if self.max_length is not None and shape[1] >= self.max_length:
-            raise row_error(example, "prompt", self._too_long(tokens["input_ids"]))
+        behind = SUFFIXES.get(type(self.processor).__name__, {})
+        if begun:
+            # Some processors write labels too, of a prompt none.
+            said = {"labels": IGNORED_LABEL, **behind}
+            more = {key: value.new_full((len(begun),), said.get(key, 0)) for key, value in tokens.items()}
+            more["input_ids"] = torch.tensor(begun)
+            tokens = {key: torch.cat([value, more[key]]) for key, value in tokens.items()}
+        if self.max_length is not None and len(tokens["input_ids"]) >= self.max_length:
+            raise row_error(example, "prompt", self._too_long(tokens["input_ids"], len(begun)))
         vision = {key: value for key, value in tensors.items() if key not in tokens}
         image_ids = self.processor.tokenizer.convert_tokens_to_ids(list(image_tokens(self.processor)))
         shared = not vision or int(tokens["input_ids"][-1]) not in image_ids
-        return EncodedPrompt(tokens, vision, SUFFIXES.get(type(self.processor).__name__, {}), shared)
+        return EncodedPrompt(tokens, vision, behind, shared)
 
-    def _too_long(self, ids: Tensor) -> str:
+    def _too_long(self, ids: Tensor, begun: int) -> str:
         image_tokens = int((ids == getattr(self.processor, "image_token_id", -1)).sum())
         advice = "raise max_length or set it to None"
+        if begun:
+            advice = f"{begun} of them are the begun answer in {PREFIX!r}; {advice}"
         if image_tokens:
             return (
                 f"max_length={self.max_length} would cut the {len(ids)} tokens of the prompt, {image_tokens} of which are "
@@ -298,6 +372,7 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
         max_length=args.max_length,
         pad_to_multiple_of=args.pad_to_multiple_of,
         add_eos=args.add_eos,
+        image_instruction=args.image_instruction,
         layout=layout,
     )
 

@@ -76,6 +76,8 @@ def findings(
     found = [_valid(looks, rows)]
     if good and tokens:
         found += [_lengths(good, training.max_length, context), _ends(good, training.add_eos, training.max_length)]
+    if any(look.begun for look in good):
+        found.append(_beginnings(good))
     if good:
         found += [_answers(good, training.term_weights.get("text", 0.0)), *_images(good, training)]
     return found
@@ -157,15 +159,33 @@ def _lengths(looks: Sequence[Look], max_length: int | None, context: int | None)
 
 
 def _ends(looks: Sequence[Look], add_eos: bool, max_length: int | None) -> Finding:
+    begun = sum(look.begun for look in looks)
+    looks = [look for look in looks if not look.begun]
+    if not looks:
+        return Finding(
+            "end of answers", OK, "not scored behind an answer_prefix, in any row", details={"begun": begun}
+        )
     bare = [look for look in looks if look.unended]
     details = {"add_eos": add_eos, "unended": [{"row": look.number, "answers": look.unended} for look in bare]}
     if not bare:
         by = "add_eos" if add_eos else "the chat template"
         cut = sum(max_length is not None and look.length > max_length for look in looks)
         rows = f"in the {len(looks) - cut} rows that are not cut" if cut else f"in all {len(looks)} rows"
+        rows += f" without an answer_prefix, not in the {begun} with one" if begun else ""
         return Finding("end of answers", OK, f"scored {rows} ({by})", details=details)
     value = f"not scored in {len(bare)} of {len(looks)} rows ({_named(bare)}): nothing teaches the model to stop there"
     return Finding("end of answers", WARNING, value, "set add_eos: true", details)
+
+
+def _beginnings(looks: Sequence[Look]) -> Finding:
+    begun = [look for look in looks if look.begun]
+    joined = [look for look in begun if look.joined]
+    value = f"{len(begun)} of {len(looks)} rows go on from an answer_prefix, which is not scored"
+    details = {"begun": [look.number for look in begun], "joined": [look.number for look in joined]}
+    if not joined:
+        return Finding("begun answers", OK, value, details=details)
+    value += f"\nno blank between beginning and answer: {len(joined)} of {len(begun)} ({_named(joined)})"
+    return Finding("begun answers", WARNING, value, "end answer_prefix with a blank where a new word follows", details)
 
 
 def _answers(looks: Sequence[Look], weight: float) -> Finding:

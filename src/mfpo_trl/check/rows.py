@@ -14,7 +14,16 @@ from ..batch import FLAT, MFPOCollator, build_collator, end_completion
 from ..config import MFPOConfig
 from ..images import DispreferredImages, check_rejected_images, region_mask, regions_per_image
 from ..objective import BranchName
-from ..rows import ROW_NUMBER, checked_texts, image_list, image_tokens, load_images, same_answer
+from ..rows import (
+    ROW_NUMBER,
+    checked_texts,
+    image_list,
+    image_tokens,
+    load_images,
+    plain_text,
+    prefix_of,
+    same_answer,
+)
 
 
 @dataclass
@@ -29,6 +38,8 @@ class Look:
         image: those of them that stand for images.
         answers: tokens of `chosen` and `rejected`.
         unended: the answers whose end is not scored.
+        begun: whether the answers go on from an `answer_prefix`; their end is never scored.
+        joined: whether they do so without a blank, so that two words may have become one.
         images: how many.
         regions: whether `key_regions` names a region.
         own: whether the row brings its dispreferred images.
@@ -44,6 +55,8 @@ class Look:
     image: int = 0
     answers: dict[str, int] = field(default_factory=dict)
     unended: list[str] = field(default_factory=list)
+    begun: bool = False
+    joined: bool = False
     images: int = 0
     regions: bool = False
     own: bool = False
@@ -132,6 +145,8 @@ class Looker:
             else:
                 self._count(look, self.collator.encode(row))
             look.same_answer = same_answer(row)
+            look.begun = bool(prefix_of(row))
+            look.joined = look.begun and _joined(row)
             look.images = len(image_list(row, "image") or [])
             look.regions = any(_readable(row, look.images))
             look.own = image_list(row, "rejected_image") is not None
@@ -168,6 +183,12 @@ class Looker:
         look.identical = not any(change.any() for change in changes)
         look.inside = _mean([change[mask] for change, mask in zip(changes, masks, strict=True)])
         look.outside = _mean([change[~mask] for change, mask in zip(changes, masks, strict=True)])
+
+
+def _joined(row: Mapping[str, Any]) -> bool:
+    """Whether an answer begins without a blank behind a beginning that ends without one."""
+    rests = [plain_text(row[name]) for name in ("chosen", "rejected")]
+    return not prefix_of(row)[-1].isspace() and any(rest[:1].isalnum() for rest in rests)
 
 
 def _readable(row: Mapping[str, Any], images: int) -> list[list[Any]]:

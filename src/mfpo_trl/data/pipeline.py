@@ -149,7 +149,8 @@ class Pipeline:
         check_unread(self.rows, options.dataset, self.roots, SOURCES[self.source].images)
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
-        self.features = features(options.materialize or bool(brings))
+        begun = "answer_prefix" in {*columns, *SOURCES[self.source].texts}
+        self.features = features(options.materialize or bool(brings), begun)
 
     def _columns(self) -> list[str]:
         if hasattr(self.rows, "dataset"):

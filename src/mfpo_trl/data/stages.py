@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..images import DispreferredImages, check_rejected_images, encode_rle, region_mask, regions_per_image
-from ..rows import check_answers, load_images, plain_text
+from ..rows import check_answers, load_images, plain_text, prefix_of
 from .keywords import KeywordOptions, keywords
 from .reading import IMAGE, convert, image_bytes, read_masks
 
@@ -166,6 +166,7 @@ def _check_kept(row: Row) -> None:
         isinstance(difficulty, bool) or not isinstance(difficulty, Real) or not isfinite(difficulty)
     ):
         raise ValueError(f"field 'difficulty' is {difficulty!r}; expected a finite number")
+    prefix_of(row)
     words = row.get("keywords")
     if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         raise ValueError(f"field 'keywords' is {str(words)[:60]!r}; expected a list of texts")

@@ -26,7 +26,10 @@ from .names import BRANCHES as BRANCHES
 from .names import CHOSEN as CHOSEN
 from .names import CORRUPTED as CORRUPTED
 from .names import COUNTERPART as COUNTERPART
+from .names import IMAGE_INSTRUCTION as IMAGE_INSTRUCTION
 from .names import NO_IMAGE as NO_IMAGE
+from .names import OF_BOTH as OF_BOTH
+from .names import POSITION as POSITION
 from .names import REJECTED as REJECTED
 from .names import BranchName as BranchName
 from .names import branch_of as branch_of

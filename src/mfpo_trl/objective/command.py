@@ -16,7 +16,9 @@ from .presets import PRESETS, Preset
 NOTATION = (
     "l(z) = -log sigma(beta z), e(z) = exp(beta z). r is the log-probability of an answer under the policy minus that under the reference: "
     "r_w of the chosen, r_l of the rejected answer, r_y of the one that is true of the dispreferred image (rejected_image_chosen), r_w2 of "
-    "chosen_2; r' under the dispreferred image, r'2, r'3, ... under further ones, r0 without an image."
+    "chosen_2; r' under the dispreferred image, r'2, r'3, ... under further ones, r0 without an image; rb and rb' under both images in "
+    "one prompt that asks about the row's, or about the dispreferred one. d(z, t): where sigma(beta t) is above 1/2 and above sigma(beta z), the "
+    "cross-entropy of sigma(beta z) against it."
 )
 
 

@@ -1,7 +1,8 @@
 """What a branch is called: an image variant and an answer.
 
 Image variants: `image` (the row's own), `rejected_image` (the dispreferred one), `rejected_image.2`, `rejected_image.3`, … (further
-dispreferred ones, in their order) and `no image` (the prompt as a text). Answers: `chosen`, `rejected`, `rejected_image_chosen` (the one
+dispreferred ones, in their order), `no image` (the prompt as a text), and, with the row's own and the dispreferred image in one prompt,
+`image of both` and `rejected_image of both`, which say which of the two is asked about. Answers: `chosen`, `rejected`, `rejected_image_chosen` (the one
 that is true of the dispreferred image), and further ones by the names of their columns, such as `chosen_2`.
 """
 
@@ -21,13 +22,21 @@ class BranchName(NamedTuple):
 
     @property
     def variant(self) -> int:
-        """The number of the dispreferred image, from 1; 0 for any other image variant."""
+        """The number of the dispreferred image that is shown, from 1; 0 where none is."""
+        if self.image in OF_BOTH:
+            return 1
         found = VARIANT.fullmatch(self.image)
         return int(found[1] or 1) if found else 0
 
 
 VARIANT = re.compile(r"rejected_image(?:\.([2-9]|[1-9]\d))?")
 NO_IMAGE = "no image"
+OF_BOTH = {"image of both": "image", "rejected_image of both": "rejected_image"}
+"""Two images in one prompt: which of them is asked about."""
+POSITION = "{position}"
+"""Where a sentence says `first` or `second`."""
+IMAGE_INSTRUCTION = f"Answer based on the {POSITION} image."
+"""What a prompt with two images says; of IC-VCO's released code."""
 COUNTERPART = "rejected_image_chosen"
 """The answer, and the column, that is true of the dispreferred image."""
 
@@ -53,11 +62,11 @@ def branch_of(name: str | tuple[str, str]) -> BranchName:
         return _LONG[name]
     parts = [own for own in name if isinstance(own, str)]
     branch = BranchName(*parts) if len(parts) == len(name) == 2 else BranchName("", "")
-    known = branch.image in ("image", NO_IMAGE) or branch.variant
+    known = branch.image in ("image", NO_IMAGE, *OF_BOTH) or branch.variant
     if not known or not _ANSWER.fullmatch(branch.answer):
         raise ValueError(
             f"branch {name!r} is unknown; expected (image variant, answer) with an image variant out of 'image', 'rejected_image', "
-            "'rejected_image.2', … and 'no image', and an answer such as 'chosen', 'rejected' or 'rejected_image_chosen'"
+            "'rejected_image.2', …, 'no image', 'image of both' and 'rejected_image of both', and an answer such as 'chosen', 'rejected' or 'rejected_image_chosen'"
         )
     return branch
 

@@ -209,12 +209,13 @@ _PAPERS = (
     ),
     Paper(
         "IC-VCO",
-        "icvco2026",
+        "deng2026learning",
         "Learning from Fine-Grained Visual Discrepancies: Mitigating Multimodal Hallucinations via In-Context Visual Contrastive "
         "Optimization",
-        "",
+        "Haolin Deng and Xin Zou and Zhiwei Jin and Chen Chen and Haonan Lu and Xuming Hu",
         2026,
         "2605.31312",
+        "Forty-third International Conference on Machine Learning",
     ),
 )
 

@@ -17,7 +17,8 @@ class Preset:
         corruption_kwargs: its options.
         formula: of the whole loss, for people: `l(z) = -log sigma(beta z)`, `e(z) = exp(beta z)`, `r_w` and `r_l` the log-ratios of the
             chosen and the rejected answer, `r_y` that of the answer that is true of the dispreferred image and `r_w2` that of
-            `chosen_2`; `r'` under the dispreferred image, `r'2`, `r'3`, … under further ones, `r0` without an image.
+            `chosen_2`; `r'` under the dispreferred image, `r'2`, `r'3`, … under further ones, `r0` without an image; `rb` and `rb'` under both
+            images, asked about the row's and about the other; `d(z, t)` what `z` learns of `t` where that is surer and right.
         beta, learning_rate, epochs: of the paper or its released code; None where none is public.
         settings: where those three were read, and what they are of.
         published: figures of its paper in words, with what they are of; empty where none were read.
@@ -25,6 +26,7 @@ class Preset:
             geometry, with a cached reference where it can have one; None where it was not counted.
         released: `objective_terms` of the released code, where it differs from the paper and terms can say it.
         says: what else there is to know.
+        columns: of the rows, beside those that its terms read.
     """
 
     weights: Mapping[str, float]
@@ -41,6 +43,7 @@ class Preset:
     cost: float | None = None
     released: Mapping[str, float] = field(default_factory=dict)
     says: str = ""
+    columns: tuple[str, ...] = ()
 
 
 TRUE_OF_BOTH = "a dispreferred image (`rejected_images`) and the answer that is true of it (`rejected_image_chosen`)"
@@ -282,6 +285,45 @@ PRESETS = {
         epochs=4,
         settings="code (scripts/token_tpo.sh), LLaVA-1.5-7B",
         says="as the released code has it: the logarithm of a token's weight is added to its log-probability",
+    ),
+    "sentinel": Preset(
+        {"text": 1.0},
+        "arXiv 2507.12455",
+        "the clean beginning of the answer (`answer_prefix`), which both answers go on from",
+        formula="l(r_w - r_l)",
+        cost=1.0,
+        beta=0.1,
+        learning_rate=2e-6,
+        epochs=1,
+        settings="code (train/models/dpo_llava.sh), LoRA of LLaVA-1.5-7B and 13B, 64 pairs a step; the others with the same values in LLaMA-Factory",
+        says="`dpo` on such rows; their answers are sentences on the way, so that no end of an answer is scored behind a beginning",
+        columns=("answer_prefix",),
+    ),
+    "icvco": Preset(
+        {
+            "answers_of_image": 0.875,
+            "answers_of_counterpart": 0.875,
+            "anchor": 0.875,
+            "counterpart_anchor": 0.875,
+            "in_context_image": 0.375,
+            "in_context_counterpart": 0.375,
+            "in_context_anchor": 0.375,
+            "in_context_counterpart_anchor": 0.375,
+            "distillation": 0.4,
+        },
+        "arXiv 2605.31312",
+        TRUE_OF_BOTH,
+        corruption="none",
+        formula="0.875 * (l(r_w - r_y) + l(r'_y - r'_w) + l(r_w) + l(r'_y)) + 0.375 * (l(rb_w - rb_y) + l(rb'_y - rb'_w) + l(rb_w) + l(rb'_y)) "
+        "+ 0.2 * (d(r_w - r_y, rb_w - rb_y) + d(r'_y - r'_w, rb'_y - rb'_w))",
+        cost=5.49,
+        beta=0.1,
+        learning_rate=5e-6,
+        epochs=1,
+        settings="code (scripts/train.sh), LoRA of LLaVA-NeXT-Interleave-Qwen-7B after SFT, 64 rows a step",
+        says="the released code's loss, whose terms are means over the two images (1.75 with one image, 0.75 with both, anchors alike), "
+        "without its factor 1/2 for the whole; `rejected` is not read. The code also scores, with one image, only the spans that differ, and "
+        "divides the distillation by the samples that pass its gate, where here every row counts",
     ),
     "mfpo-sym": Preset(
         {

@@ -21,7 +21,7 @@ from .._trl import NumberedRows, Replay, fingerprint, placed
 from ..batch import unwrapped
 from ..checkpoints import ResumeError
 from ..images import used_recipes
-from ..objective import BRANCHES, BranchName, branch_of, columns_of, split_batch
+from ..objective import BRANCHES, OF_BOTH, BranchName, branch_of, columns_of, split_batch
 from ..rows import ROW_NUMBER, is_stored
 from .cache import FORMAT, VALUES, ReferenceCache, cache_folder
 from .comparison import changed_value, reference_values
@@ -325,6 +325,10 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
         "add_eos": str(collator.add_eos),
         "ld_alpha": str(args.ld_alpha),
         "branches": " ".join([*map(str, collator.branches), *(["changed tokens"] if collator.changed else [])]),
+        # Read where two images stand in one prompt.
+        "image_instruction": collator.image_instruction
+        if any(own.image in OF_BOTH for own in collator.branches)
+        else "",
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
         "format": str(FORMAT),
     }

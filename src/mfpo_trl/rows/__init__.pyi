@@ -5,8 +5,11 @@ from .columns import rows_to_corrupt as rows_to_corrupt
 from .columns import rows_to_corrupt_whole as rows_to_corrupt_whole
 from .columns import rows_with_images as rows_with_images
 from .columns import rows_without_regions as rows_without_regions
+from .prefix import prefix_of as prefix_of
+from .prefix import written_out as written_out
 from .schema import COLUMNS as COLUMNS
 from .schema import IMAGE_COLUMNS as IMAGE_COLUMNS
+from .schema import PREFIX as PREFIX
 from .schema import RECIPE as RECIPE
 from .schema import REFERENCE as REFERENCE
 from .schema import ROW_NUMBER as ROW_NUMBER
@@ -30,4 +33,5 @@ from .unread import may_hold_images as may_hold_images
 from .unread import unread_advice as unread_advice
 from .validation import check_dataset as check_dataset
 from .validation import checked_texts as checked_texts
+from .validation import image_places as image_places
 from .validation import image_tokens as image_tokens

@@ -23,8 +23,12 @@ IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
 RECIPE = "corruption"
 """The column that says how a row's dispreferred images are made; `mfpo build` writes it."""
 
+PREFIX = "answer_prefix"
+"""The column of a begun answer, a text that both answers go on from; empty in a row whose answers begin at their beginning."""
+
 COLUMNS = (
     "prompt",
+    PREFIX,
     "chosen",
     "rejected",
     *IMAGE_COLUMNS,

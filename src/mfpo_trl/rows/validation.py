@@ -1,5 +1,6 @@
 """What must hold of a row's texts, and one look at the texts of a whole data set before training."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ from datasets import Dataset, Image
 from trl import extract_prompt
 
 from .columns import is_stored
-from .schema import ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
+from .prefix import prefix_of, written_out
+from .schema import PREFIX, ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
 
 logger = get_logger(__name__)
 
@@ -18,6 +20,21 @@ def image_tokens(processor: Any) -> tuple[str, ...]:
     names, tokenizer = ("boi_token", "image_token"), getattr(processor, "tokenizer", None)
     tokens = (getattr(owner, name, None) for owner in (processor, tokenizer) for name in names)
     return tuple(dict.fromkeys(token for token in tokens if isinstance(token, str)))
+
+
+AROUND = ("boi_token", "eoi_token", "vision_start_token", "vision_end_token", "vision_bos_token", "vision_eos_token")
+"""A processor's names of what stands before and behind an image in a plain prompt."""
+UNNAMED = ("<|vision_start|>", "<|vision_end|>")
+"""The same of Qwen2-VL and Qwen2.5-VL, whose processors have no names for them."""
+
+
+def image_places(processor: Any) -> "re.Pattern[str] | None":
+    """The place of one image in a plain prompt, with what stands around it and the line break behind it, which is the group
+    `end`; None for a processor without placeholders."""
+    around = [*UNNAMED, *(getattr(processor, name, None) for name in AROUND)]
+    wrapped = "|".join(re.escape(own) for own in around if isinstance(own, str))
+    images = "|".join(re.escape(own) for own in image_tokens(processor))
+    return re.compile(rf"(?:{wrapped})?(?:{images})(?:{wrapped})?(?P<end>\n?)") if images else None
 
 
 def checked_texts(
@@ -31,7 +48,7 @@ def checked_texts(
         further: columns of answers beside the two.
 
     Raises:
-        ValueError: a text that is missing or empty, or a placeholder where the processor would put an image that is not
+        ValueError: a text that is missing or empty, a begun answer that is none, or a placeholder where the processor would put an image that is not
             meant there.
     """
     check_answers(row)
@@ -51,6 +68,7 @@ def checked_texts(
         check_answers({**row, **texts})
     check_answers(row, further)
     texts |= {name: without_none(row[name]) for name in further}
+    written_out(row, texts, [name for name in texts if name != "prompt"])
     for name, value in texts.items():
         if not isinstance(value, str) and not all("role" in message for message in value):
             raise row_error(row, name, "has a message without a 'role'")
@@ -60,6 +78,10 @@ def checked_texts(
             if token in plain_text(texts[name]) and not (name == "prompt" and isinstance(texts[name], str)):
                 why = "the chat template puts the images in" if name == "prompt" else "an answer cannot hold an image"
                 raise row_error(row, name, f"holds a literal {token!r} in its text; remove it, {why}")
+        if token in prefix_of(row):
+            raise row_error(
+                row, PREFIX, f"holds a literal {token!r} in its text; remove it, an answer cannot hold an image"
+            )
     return texts
 
 
@@ -109,6 +131,6 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
 
 def _texts(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The texts of the rows one by one, read in batches, which is several times faster."""
-    texts = dataset.select_columns([c for c in ("prompt", "chosen", "rejected") if c in dataset.column_names])
+    texts = dataset.select_columns([c for c in ("prompt", PREFIX, "chosen", "rejected") if c in dataset.column_names])
     for batch in texts.iter(1000):
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))

@@ -134,7 +134,7 @@ def _plain_prompts(dataset: Any, images: Sequence[str]) -> Iterator[tuple[int, s
 
 def _converted(dataset: Dataset, names: Mapping[str, str], kind: str, name: str) -> Dataset:
     """A row for every pair, its texts as messages of parts, beside the columns that are kept, by their names in both."""
-    features = Features({**dict.fromkeys(TEXTS, MESSAGES), FROM: Value("int64")})
+    features = Features({**_text_features(kind), FROM: Value("int64")})
     texts = mapped(dataset, _texts, features, kind=kind, name=name)
     rows = [int(number) for number in texts[FROM]]
     if not rows:
@@ -159,15 +159,21 @@ def _kept(columns: Sequence[str], features: Features | None, kind: str) -> dict[
     if len(images) == 1:
         listed = images[0] == "images" or isinstance((features or {}).get(images[0]), List)
         names = {images[0]: "images" if listed else "image"}
-    others = set(READ) - {*TEXTS, "image", "images"} - set(SOURCES[kind].needs)
+    others = set(READ) - {*TEXTS, "image", "images"} - {*SOURCES[kind].needs, *SOURCES[kind].texts}
     return {**names, **{own: own for own in columns if own in others}}
 
 
+def _text_features(kind: str) -> dict[str, Any]:
+    """What a convention's rows hold that is converted: prompt and answers, and its further texts."""
+    return {**dict.fromkeys(TEXTS, MESSAGES), **dict.fromkeys(SOURCES[kind].texts, Value("string"))}
+
+
 def _texts(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], kind: str, name: str) -> dict[str, list]:
-    found: dict[str, list] = {own: [] for own in (*TEXTS, FROM)}
+    texts = list(_text_features(kind))
+    found: dict[str, list] = {own: [] for own in (*texts, FROM)}
     for number, row in zip(numbers, rows, strict=True):
         for pair in _pairs(row, number, kind, name, may_hold_none=True):
-            for own in TEXTS:
+            for own in texts:
                 found[own].append(pair[own])
             found[FROM].append(number)
     return found
@@ -215,7 +221,7 @@ def _stream(
     if features is not None:
         dataset = dataset.decode(False)
         features = {new: features[old] for old, new in names.items()}
-        features = Features(features if kind is None else features | dict.fromkeys(TEXTS, MESSAGES))
+        features = Features(features if kind is None else features | _text_features(kind))
     function = partial(_stream_batch, kind=kind, name=name, names=names, files=files, roots=roots)
     return dataset.map(
         function, batched=True, batch_size=16, with_indices=True, remove_columns=list(columns), features=features
@@ -245,10 +251,11 @@ def _stream_batch(
         row = {column: values[position] for column, values in batch.items()}
         row |= {own: whole(number, row[own], roots, own) for own in files}
         kept = {new: row[old] for old, new in names.items()}
-        made += [kept] if kind is None else [{**kept, **_only_texts(own)} for own in _pairs(row, number, kind, name)]
-    columns = [*names.values(), *(() if kind is None else TEXTS)]
+        pairs = [] if kind is None else _pairs(row, number, kind, name)
+        made += (
+            [kept]
+            if kind is None
+            else [{**kept, **{own: pair[own] for own in _text_features(kind)}} for pair in pairs]
+        )
+    columns = [*names.values(), *(() if kind is None else _text_features(kind))]
     return {column: [row[column] for row in made] for column in columns}
-
-
-def _only_texts(pair: Mapping[str, Any]) -> dict[str, Any]:
-    return {own: pair[own] for own in TEXTS}

@@ -12,7 +12,7 @@ import numpy as np
 JSON_SUFFIXES = (".json", ".jsonl")
 DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".csv", ".arrow", ".txt", ".zip")
 
-OPTIONAL = ("id", "rejected_image", "rejected_images")
+OPTIONAL = ("id", "rejected_image", "rejected_images", "answer_prefix")
 
 
 class MissingFileError(ValueError):

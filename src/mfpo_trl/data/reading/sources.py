@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
 
-KEPT = ("id", "key_regions", "keywords", "difficulty", "rejected_images")
+KEPT = ("id", "key_regions", "keywords", "difficulty", "rejected_images", "answer_prefix")
 """Columns of our own schema that a source row may already carry."""
 
 IMAGE = "<image>"
@@ -28,12 +28,13 @@ class NoPair(ValueError):
 
 
 class Source(NamedTuple):
-    """A publisher's convention: columns that tell it from the others, the rows that a row as published holds, and the columns in
-    which its images are looked for."""
+    """A publisher's convention: columns that tell it from the others, the rows that a row as published holds, the columns in which its
+    images are looked for, and the texts that its rows have beside prompt and answers."""
 
     needs: tuple[str, ...]
     rows: Callable[[Mapping[str, Any]], list[Row]]
     images: tuple[str, ...] = ("images", "image", "img_path", "image_path")
+    texts: tuple[str, ...] = ()
 
 
 def recognise(columns: Sequence[str]) -> str:
@@ -65,11 +66,12 @@ def convert(row: Mapping[str, Any], name: str) -> list[Row]:
     if missing:
         raise ValueError(f"field {missing[0]!r} is missing")
     found = SOURCES[name].rows(row)
-    return [_finished(own, row, number if len(found) > 1 else None) for number, own in enumerate(found)]
+    return [_finished(own, row, name, number if len(found) > 1 else None) for number, own in enumerate(found)]
 
 
-def _finished(own: Row, row: Mapping[str, Any], number: int | None) -> Row:
+def _finished(own: Row, row: Mapping[str, Any], source: str, number: int | None) -> Row:
     kept = {column: row[column] for column in KEPT if column in row}
+    kept |= {column: own[column] for column in SOURCES[source].texts}
     if row.get("rejected_image") is not None:
         kept.setdefault("rejected_images", [row["rejected_image"]])
     if number is not None and "id" in kept:
@@ -80,7 +82,11 @@ def _finished(own: Row, row: Mapping[str, Any], number: int | None) -> Row:
     answers = {name: _messages(own[name], "assistant") for name in ("chosen", "rejected")}
     try:
         # JSON can hold half a surrogate pair, which no file can.
-        texts = json.dumps([kept.get("id"), kept.get("keywords"), prompt, answers], ensure_ascii=False, default=str)
+        texts = json.dumps(
+            [kept.get("id"), kept.get("keywords"), kept.get("answer_prefix"), prompt, answers],
+            ensure_ascii=False,
+            default=str,
+        )
         texts.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"a text holds half a character, which cannot be stored: {error.reason}") from error
@@ -295,12 +301,30 @@ def _ms_swift(row: Mapping[str, Any]) -> list[Row]:
     return [{"prompt": messages[:-1], "chosen": messages[-1:], "rejected": row["rejected_response"]}]
 
 
+def _sentinel(row: Mapping[str, Any]) -> list[Row]:
+    """SENTINEL: two next sentences, `y_win` and `y_lose`, behind the clean ones in `context`, which a blank parts from them."""
+    context = row.get("context", "")
+    if not isinstance(context, str):
+        raise ValueError(
+            f"field 'context' is a {type(context).__name__}; expected a text, the beginning of the answer"
+        )
+    blank = "" if context.endswith(("\n", "\t")) else " "
+    prefix = context.rstrip(" ") + blank if context.strip() else ""
+    answers = {}
+    for name, column in (("chosen", "y_win"), ("rejected", "y_lose")):
+        if not isinstance(row[column], str):
+            raise ValueError(f"field {column!r} is a {type(row[column]).__name__}; expected a text")
+        answers[name] = row[column].lstrip(" ")
+    return [{"prompt": row["question"], **answers, "answer_prefix": prefix}]
+
+
 SOURCES: dict[str, Source] = {
     "vlfeedback": Source(("completions", "prompt"), _vlfeedback),
     "povid": Source(("conversations", "rejected_conversations"), _povid),
     "llama-factory": Source(("conversations", "chosen", "rejected"), _llama_factory),
     "ms-swift": Source(("messages", "rejected_response"), _ms_swift),
     "mdpo": Source(("img_path", "prompt", "chosen", "rejected"), _mdpo, ("img_path",)),
+    "sentinel": Source(("question", "y_win", "y_lose"), _sentinel, texts=("answer_prefix",)),
     "spa-vl": Source(("image_name", "question", "chosen", "rejected"), _question),
     "rlaif-v": Source(("question", "chosen", "rejected"), _question),
     "rlhf-v": Source(("text", "image"), _rlhf_v),

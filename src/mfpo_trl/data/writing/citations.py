@@ -66,6 +66,14 @@ PAPERS = {
         2024,
         "2406.12030",
     ),
+    "sentinel": _paper(
+        "SENTINEL",
+        "peng2025sentinel",
+        "Mitigating Object Hallucinations via Sentence-Level Early Intervention",
+        "Shangpin Peng and Senqiao Yang and Li Jiang and Zhuotao Tian",
+        2025,
+        "2507.12455",
+    ),
     # Key words
     "pagerank": _paper(
         "PageRank",
@@ -145,6 +153,7 @@ PUBLISHED = {
     "YiyangAiLab/POVID_preference_data_for_VLLMs": Published("povid", "cc-by-4.0"),
     "sqrti/SPA-VL": Published("spa-vl", "cc-by-4.0"),
     "fwnlp/mDPO-preference-data": Published("mdpo", None),
+    "psp-dada/SENTINEL": Published("sentinel", None),
 }
 
 CONVENTIONS = {
@@ -154,6 +163,7 @@ CONVENTIONS = {
     "povid": "YiyangAiLab/POVID_preference_data_for_VLLMs",
     "spa-vl": "sqrti/SPA-VL",
     "mdpo": "fwnlp/mDPO-preference-data",
+    "sentinel": "psp-dada/SENTINEL",
 }
 """A publisher's convention (`sources.SOURCES`) -> the data set that has it; those of TRL, ms-swift and LLaMA-Factory are anyone's."""
 

@@ -23,11 +23,12 @@ GROUP_BYTES = 2**28
 """Of a row group, about."""
 
 
-def features(rejected_images: bool) -> Any:
+def features(rejected_images: bool, answer_prefix: bool = False) -> Any:
     """The `datasets.Features` of a built row.
 
     Args:
         rejected_images: whether dispreferred images are stored.
+        answer_prefix: whether rows have begun answers.
     """
     from datasets import Features, Image, List, Value
 
@@ -45,7 +46,8 @@ def features(rejected_images: bool) -> Any:
         "difficulty": Value("float64"),
         "stage": Value("int64"),
     }
-    return Features(columns | ({"rejected_images": List(Image())} if rejected_images else {}))
+    columns |= {"rejected_images": List(Image())} if rejected_images else {}
+    return Features(columns | ({"answer_prefix": text} if answer_prefix else {}))
 
 
 class Parts:

@@ -1,6 +1,5 @@
 """A preference row in the variants that tell whether a model looks: without its image, with a wrong one, with a corrupted one."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,13 @@ from ...images import (
     regions_per_image,
 )
 from ...rows import (
+    PREFIX,
     RECIPE,
     ROW_NUMBER,
     RowError,
     checked_texts,
     image_list,
+    image_places,
     image_tokens,
     load_images,
     row_digest,
@@ -32,9 +33,6 @@ from ...rows import (
 
 VALUE_OF = {"diffusion": "step", "blur": "sigma"}
 """The option of a corruption that stands behind its name, as in diffusion:500."""
-
-AROUND = ("boi_token", "eoi_token", "vision_start_token", "vision_end_token", "vision_bos_token", "vision_eos_token")
-"""A processor's names of what stands before and behind an image in a plain prompt."""
 
 Row = Mapping[str, Any]
 
@@ -103,10 +101,7 @@ class Variants:
         self._hide = DispreferredImages(names, kwargs, "key", self.seed, resolution, self.donors)
         self._swap = DispreferredImages("swap", {}, "global", self.seed, None, self.donors)
         self._train = DispreferredImages(resolution=resolution, donors=self.donors)
-        tokens = [getattr(self.processor, name, None) for name in AROUND]
-        wrapped = "|".join(re.escape(own) for own in tokens if isinstance(own, str))
-        images = "|".join(re.escape(own) for own in image_tokens(self.processor))
-        self._places = re.compile(rf"(?:{wrapped})?(?:{images})+(?:{wrapped})?\n?") if images else None
+        self._places = image_places(self.processor)
 
     def plain(self, row: Row) -> dict[str, Any]:
         """The row with its prompt, and its images in RGB under `images`.
@@ -188,7 +183,7 @@ class Variants:
 
 def _bare(row: Row) -> dict[str, Any]:
     """Texts and number of a row, without what says how its images are corrupted."""
-    kept = ("prompt", "chosen", "rejected", "images", "tools", "chat_template_kwargs", ROW_NUMBER)
+    kept = ("prompt", PREFIX, "chosen", "rejected", "images", "tools", "chat_template_kwargs", ROW_NUMBER)
     assert RECIPE not in kept
     return {name: row[name] for name in kept if name in row}
 

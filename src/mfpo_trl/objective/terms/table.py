@@ -11,12 +11,13 @@ from ..ratios import LogRatios
 from .anchor import ANCHOR_TERMS
 from .focal import FOCAL_TERMS
 from .image import IMAGE_TERMS
+from .in_context import IN_CONTEXT_TERMS
 from .symmetric import SYMMETRIC_TERMS
 from .term import Term
 from .text import TEXT_TERMS
 from .tokens import TOKEN_TERMS
 
-FAMILIES = (TEXT_TERMS, IMAGE_TERMS, ANCHOR_TERMS, SYMMETRIC_TERMS, TOKEN_TERMS, FOCAL_TERMS)
+FAMILIES = (TEXT_TERMS, IMAGE_TERMS, ANCHOR_TERMS, SYMMETRIC_TERMS, TOKEN_TERMS, FOCAL_TERMS, IN_CONTEXT_TERMS)
 TERMS = {term.name: term for family in FAMILIES for term in family}
 
 
