@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Imports make a million objects that stay, and every hundredth of them would have all others looked at for garbage.
+gc.set_threshold(20_000, 20, 20)
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [
     str(ROOT / "benchmarks"),
@@ -34,6 +36,14 @@ def pytest_collection_finish(session):
     gc.freeze()
     if imports := sys.modules.get("accelerate.utils.imports"):
         imports._is_package_available = cache(imports._is_package_available)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports():
+    """The same for what is imported on first use."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
