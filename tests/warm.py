@@ -54,9 +54,12 @@ def executable() -> Path:
 
 def ask(place: str, argv: list[str]) -> None:
     """Have it done by a fork, and end as it ends."""
+    # What a shell starts in its background ignores SIGINT, and so do its children.
+    ignored = [number for number in FORWARDED if signal.getsignal(number) == signal.SIG_IGN]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(place)
-        job = json.dumps({"argv": argv, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+        job = {"argv": argv, "environment": dict(os.environ), "folder": os.getcwd(), "ignored": ignored}
+        job = json.dumps(job).encode()
         socket.send_fds(server, [len(job).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(job)
         replies = server.makefile()
@@ -66,7 +69,7 @@ def ask(place: str, argv: list[str]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
-        for number in FORWARDED:
+        for number in set(FORWARDED) - set(ignored):
             signal.signal(number, forward)
         status = int(replies.readline() or 1)
     if status < 0:
@@ -147,6 +150,10 @@ def become(job: dict[str, Any], files: list[int]) -> list[str]:
     import numpy
 
     os.setsid()
+    for number in FORWARDED:
+        # That of the server is what whoever asked first was started with.
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in job["ignored"] else usual)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)

@@ -67,7 +67,9 @@ def data(folder: Path, name: str) -> Path:
         path.mkdir(parents=True)
         for split, rows in (made if isinstance(made, DatasetDict) else {"train": made}).items():
             rows.to_parquet(path / f"{split}.parquet")
-    return path
+    # A folder is looked through by every name that files of a split may have.
+    files = list(path.glob("*.parquet"))
+    return files[0] if len(files) == 1 else path
 
 
 def written(refusal: Refusal, folder: Path, out: Path) -> list[str]:
