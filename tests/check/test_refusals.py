@@ -30,11 +30,11 @@ from transformers.training_args import OptimizerNames
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
 import mfpo_trl
+from mfpo_trl import train
 from mfpo_trl.check import command
 from mfpo_trl.check.formulas import Engine
 from mfpo_trl.check.preflight import check_devices
 from mfpo_trl.requirements import check_optimizer
-from mfpo_trl.train import command as train
 
 SOURCE = Path(mfpo_trl.__file__).parent
 
