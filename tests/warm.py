@@ -38,11 +38,14 @@ def executable() -> Path:
         if not program.exists():
             environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
             environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+            # Arrow's allocator would have a thread of its own.
+            environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
             with (folder / "warm.log").open("w") as log:
-                subprocess.Popen(
+                server = subprocess.Popen(
                     [sys.executable, __file__, "serve", str(place)], env=environment, stdout=log, stderr=log
                 )
             while not place.exists():
+                assert server.poll() is None, (folder / "warm.log").read_text()
                 time.sleep(0.1)
             program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -SE '{__file__}' ask '{place}' \"$@\"\n")
             program.chmod(0o755)
@@ -88,6 +91,9 @@ def serve(place: str) -> list[str]:
         __import__(name)
     # What forks would copy, only to look for garbage in it.
     gc.freeze()
+    # A fork has the locks that other threads hold, and not the threads that would let go of them.
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert len(names) <= 1, names
     waiting: dict[int, socket.socket] = {}
     listening, selector = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
     listening.bind(f"{place}.unfinished")
