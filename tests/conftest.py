@@ -1,13 +1,17 @@
 """Tests run offline; the tiny models of `tests/tiny.py` are importable as `tiny` from every folder, and so are the benchmarks."""
 
+import gc
 import os
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Imports make a million objects that stay, and every hundredth of them would have all others looked at for garbage.
+gc.set_threshold(20_000, 20, 20)
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [
     str(ROOT / "benchmarks"),
@@ -23,6 +27,23 @@ def pytest_configure(config):
         os.environ["MFPO_TEST_RUN"] = folder.name
         os.environ["TORCH_EXTENSIONS_DIR"] = f"{folder.name}/torch_extensions"
         config.add_cleanup(folder.cleanup)
+
+
+def pytest_collection_finish(session):
+    """What the tests import stays to the end. Every call of `Trainer.train` has the garbage collector look at all that is alive: a
+    third of a second each, longer than a tiny training; and accelerate reads the metadata of PEFT and DeepSpeed at every step."""
+    gc.collect()
+    gc.freeze()
+    if imports := sys.modules.get("accelerate.utils.imports"):
+        imports._is_package_available = cache(imports._is_package_available)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports():
+    """The same for what is imported on first use."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

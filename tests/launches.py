@@ -37,18 +37,23 @@ def run(*commands: Sequence, limit: float = 600, **environment: str) -> list[sub
             "stderr": said[1],
         }
         started.append((subprocess.Popen(list(map(str, command)), **options), said))
+    late = None
     try:
         for process, _ in started:
             process.wait(limit)
+    except subprocess.TimeoutExpired as error:
+        late = error
     finally:
         for process, _ in started:
             # A launcher that is killed leaves its processes behind; one that is told to end takes them along.
             process.terminate()
             process.wait()
-    return [
+    ended = [
         subprocess.CompletedProcess(process.args, process.returncode, *(_read(file) for file in said))
         for process, said in started
     ]
+    assert late is None, f"{late}\n" + "\n".join(f"{one.stdout[-3000:]}\n{one.stderr[-3000:]}" for one in ended)
+    return ended
 
 
 def _read(file) -> str:

@@ -177,7 +177,9 @@ def test_a_room_hands_on_what_is_there(folder):
         assert getattr(room, name) is getattr(importlib.import_module(f"{room.__name__}.{file}"), name)
 
 
-@pytest.mark.parametrize("statement", ["import mfpo_trl", "import mfpo_trl.cli", "import mfpo_trl.demo"])
+@pytest.mark.parametrize(
+    "statement", ["import mfpo_trl", "import mfpo_trl.cli", "import mfpo_trl.demo", "from mfpo_trl.train import main"]
+)
 def test_import_is_light(statement):
     code = f"{statement}; import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -10,8 +10,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from mfpo_trl import train
 from mfpo_trl.checkpoints import last_complete_checkpoint, resume_point, what_is_missing
-from mfpo_trl.train import command as train
 
 CPU = ["--use_cpu", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true", "--save_steps", "1"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from mfpo_trl import train
 from mfpo_trl.cli import main
-from mfpo_trl.train import command as train
 
 ROOT = Path(__file__).parents[1]
 BOTH = ["--model_name_or_path", "x", "--dataset_name", "y"]

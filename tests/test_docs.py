@@ -77,6 +77,7 @@ PLACEHOLDERS = ("--field value", "--config RECIPE", "--model_name_or_path, --dat
 VALUE = r"(?:\"[^\"]*\"|[^\s`\",;:()\[\]-][^\s`\",;:()\[\]]*(?<![.]))"
 
 
+@cache
 def text_of(path: Path) -> str:
     """Of a page; the docstrings of a module; the comments of a recipe, where a line goes on in the next."""
     text = path.read_text()
@@ -90,10 +91,12 @@ def text_of(path: Path) -> str:
     return text
 
 
+@cache
 def fenced(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(path), re.S | re.M)
 
 
+@cache
 def spans(path: Path) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", text_of(path), flags=re.S | re.M)
     return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]

@@ -17,6 +17,7 @@ import atexit, os, sys, threading, time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which DistributedDataParallel would import in each rank
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 

@@ -43,16 +43,34 @@ def test_an_error_ends_it_as_ever(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("Traceback") and done.stderr.endswith("KeyError: 'why'\n")
 
 
+def started(code: str, sigint: signal.Handlers) -> subprocess.Popen:
+    """Whoever runs the tests may ignore SIGINT, as a shell does for what it starts in its background."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(
+        [warm.executable(), "-c", code], preexec_fn=lambda: signal.signal(signal.SIGINT, sigint), **options
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_reach_it(number, tmp_path):
     """And whoever waits for the program sees how it ended; a fork does not outlive a program that is killed."""
-    code = "import time; print(flush=True); time.sleep(1000)"
-    with subprocess.Popen([warm.executable(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as own:
-        own.stdout.readline()
-        own.send_signal(number)
-        assert own.wait(timeout=60) == -number
-        # The fork holds the other end of the pipe.
-        assert own.stdout.read() == b""
+    with started("import time; print(flush=True); time.sleep(1000)", signal.SIG_DFL) as own:
+        try:
+            own.stdout.readline()
+            own.send_signal(number)
+            assert own.wait(timeout=60) == -number
+            # The fork holds the other end of the pipe.
+            assert own.stdout.read() == ""
+        finally:
+            own.kill()
+
+
+def test_what_is_ignored_is_ignored_by_the_fork():
+    code = "import signal; print(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))"
+    with started(code, signal.SIG_IGN) as own:
+        assert own.stdout.read() == f"{signal.SIG_IGN} {signal.SIG_DFL}\n"
+    with started(code, signal.SIG_DFL) as own:
+        assert own.stdout.read() == f"{signal.default_int_handler} {signal.SIG_DFL}\n"
 
 
 def test_imports_are_behind_it():

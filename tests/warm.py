@@ -38,11 +38,14 @@ def executable() -> Path:
         if not program.exists():
             environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
             environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+            # Arrow's allocator would have a thread of its own.
+            environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
             with (folder / "warm.log").open("w") as log:
-                subprocess.Popen(
+                server = subprocess.Popen(
                     [sys.executable, __file__, "serve", str(place)], env=environment, stdout=log, stderr=log
                 )
             while not place.exists():
+                assert server.poll() is None, (folder / "warm.log").read_text()
                 time.sleep(0.1)
             program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -SE '{__file__}' ask '{place}' \"$@\"\n")
             program.chmod(0o755)
@@ -54,9 +57,12 @@ def executable() -> Path:
 
 def ask(place: str, argv: list[str]) -> None:
     """Have it done by a fork, and end as it ends."""
+    # What a shell starts in its background ignores SIGINT, and so do its children.
+    ignored = [number for number in FORWARDED if signal.getsignal(number) == signal.SIG_IGN]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(place)
-        job = json.dumps({"argv": argv, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+        job = {"argv": argv, "environment": dict(os.environ), "folder": os.getcwd(), "ignored": ignored}
+        job = json.dumps(job).encode()
         socket.send_fds(server, [len(job).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(job)
         replies = server.makefile()
@@ -66,7 +72,7 @@ def ask(place: str, argv: list[str]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
-        for number in FORWARDED:
+        for number in set(FORWARDED) - set(ignored):
             signal.signal(number, forward)
         status = int(replies.readline() or 1)
     if status < 0:
@@ -85,6 +91,9 @@ def serve(place: str) -> list[str]:
         __import__(name)
     # What forks would copy, only to look for garbage in it.
     gc.freeze()
+    # A fork has the locks that other threads hold, and not the threads that would let go of them.
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert len(names) <= 1, names
     waiting: dict[int, socket.socket] = {}
     listening, selector = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
     listening.bind(f"{place}.unfinished")
@@ -147,6 +156,10 @@ def become(job: dict[str, Any], files: list[int]) -> list[str]:
     import numpy
 
     os.setsid()
+    for number in FORWARDED:
+        # That of the server is what whoever asked first was started with.
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in job["ignored"] else usual)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)

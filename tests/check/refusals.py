@@ -229,7 +229,7 @@ def a_benchmark(argv: list[str], out: Path) -> None:
 
 def trained(argv: list[str], out: Path, *fields: str) -> None:
     """A training with this command line, but for the fields."""
-    from mfpo_trl.train import command as train
+    from mfpo_trl import train
 
     place = argv.index("--resume_from_checkpoint")
     argv = [*argv[:place], *argv[place + 2 :]]

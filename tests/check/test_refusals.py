@@ -30,11 +30,11 @@ from transformers.training_args import OptimizerNames
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
 import mfpo_trl
+from mfpo_trl import train
 from mfpo_trl.check import command
 from mfpo_trl.check.formulas import Engine
 from mfpo_trl.check.preflight import check_devices
 from mfpo_trl.requirements import check_optimizer
-from mfpo_trl.train import command as train
 
 SOURCE = Path(mfpo_trl.__file__).parent
 
@@ -67,7 +67,9 @@ def data(folder: Path, name: str) -> Path:
         path.mkdir(parents=True)
         for split, rows in (made if isinstance(made, DatasetDict) else {"train": made}).items():
             rows.to_parquet(path / f"{split}.parquet")
-    return path
+    # A folder is looked through by every name that files of a split may have.
+    files = list(path.glob("*.parquet"))
+    return files[0] if len(files) == 1 else path
 
 
 def written(refusal: Refusal, folder: Path, out: Path) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import launches
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -142,10 +143,8 @@ def test_shards_and_ranks_build_the_same_bytes(source, built, tmp_path, capsys):
         "--num_machines=1",
         "--mixed_precision=no",
     ]
-    command = [sys.executable, *launch, "--dynamo_backend=no", "-m", "mfpo_trl.cli", *arguments, "--shard-index=1"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
-    )
+    command = [*launch, "--dynamo_backend=no", "-m", "mfpo_trl.cli", *arguments, "--shard-index=1"]
+    (done,) = launches.run_warm(command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert contents(tmp_path / "set") == contents(built)
 
@@ -163,7 +162,8 @@ def test_a_killed_build_goes_on(source, built, tmp_path):
     before = list(work.glob("part-*.json"))
     pipeline = Pipeline(options(source, tmp_path / "set", materialize=True))
     assert not contents(tmp_path / "set") and set(pipeline.parts.missing()) == set(range(5)) - set(range(len(before)))
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    (done,) = launches.run_warm(command[1:])
+    assert done.returncode == 0
     assert contents(tmp_path / "set") == contents(built) and len(before) >= 2
 
 

@@ -365,7 +365,7 @@ def strategies(folder: Path) -> None:
     from trl import DPOConfig
 
     from mfpo_trl import MFPOTrainer
-    from mfpo_trl.train.command import main
+    from mfpo_trl.train import main
 
     tiny.dataset(4).to_parquet(folder / "rows.parquet")
     common = {**CPU, "push_to_hub": True, "hub_always_push": True, "learning_rate": 1e-2}

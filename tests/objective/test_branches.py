@@ -1,10 +1,24 @@
 """Cutting branches out of rows, against plain Python slices."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfpo_trl.objective.branches import from_preference_batch, gather_branches, has_branch, label_positions, of_pairs
+from mfpo_trl.objective import PRESETS, columns_of, terms_of
+from mfpo_trl.objective.branches import (
+    COLUMN,
+    check_batch,
+    check_scored,
+    from_preference_batch,
+    gather_branches,
+    has_branch,
+    label_positions,
+    of_pairs,
+)
+from mfpo_trl.objective.terms import branches_read
 
 
 @st.composite
@@ -66,3 +80,41 @@ def test_preference_batch_keeps_gaps_in_a_completion():
     scored = gather_branches(label_positions(found), found["branches"])
     assert found["branches"].tolist() == [[0, 0, 3], [1, 0, 3]]
     assert scored.tolist() == [[True, False, True]] * 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_an_objective_reads_is_asked_of_a_collator_and_of_every_batch(name):
+    """Branch by branch: a collator without it; a batch of which one sample, or none, has it; tables of numbers and tokens."""
+    terms = terms_of(name, None, {})
+    read = branches_read(terms)
+    columns, numbers = columns_of(read), [own for term in terms for own in term.term.columns]
+    collator = SimpleNamespace(branches=read, columns=numbers, changed=True)
+    pairs = torch.arange(2 * len(columns)).reshape(2, -1)
+    batch = {"pairs": pairs, "pixel_values": torch.zeros(1), "changed": torch.zeros(1)}
+    batch |= {COLUMN.format(own): torch.zeros(2) for own in numbers}
+    check_scored(collator, terms)
+    check_batch(batch, terms, columns)
+    for branch in read:
+        with pytest.raises(ValueError, match=f"read '{branch}' too"):
+            check_scored(
+                SimpleNamespace(**vars(collator) | {"branches": [own for own in read if own != branch]}), terms
+            )
+        for samples in ([1], [0, 1]):
+            lacking = pairs.clone()
+            lacking[samples, columns.index(branch)] = -1
+            if branch.image != "image" and len(samples) == 1:
+                # It may be a sample without an image.
+                check_batch(batch | {"pairs": lacking}, terms, columns)
+                continue
+            with pytest.raises(ValueError, match=f"no '{branch}' branch for {len(samples)} of its 2 samples"):
+                check_batch(batch | {"pairs": lacking}, terms, columns)
+    for own in numbers:
+        with pytest.raises(ValueError, match=f"columns=.*{own}"):
+            check_scored(SimpleNamespace(**vars(collator) | {"columns": []}), terms)
+        with pytest.raises(ValueError, match=f"the batch has no '{COLUMN.format(own)}'"):
+            check_batch({key: value for key, value in batch.items() if key != COLUMN.format(own)}, terms, columns)
+    if any(own.term.changed for own in terms):
+        with pytest.raises(ValueError, match="changed=True"):
+            check_scored(SimpleNamespace(**vars(collator) | {"changed": False}), terms)
+        with pytest.raises(ValueError, match="the batch has no 'changed'"):
+            check_batch({key: value for key, value in batch.items() if key != "changed"}, terms, columns)

@@ -37,7 +37,7 @@ def shown(dataset: Dataset) -> int:
     row = dataset[0]
     if column == "key_regions":
         return int(region_mask(regions_per_image(row[column], 1)[0], *SIZE).sum())
-    return int(np.asarray(load_images(row, column.removesuffix("s"))[0]).sum())
+    return int(np.asarray(load_images(row, column.replace("images", "image"))[0]).sum())
 
 
 def assert_noticed(dataset: Dataset, path: str) -> None:
@@ -70,7 +70,7 @@ TYPES = {
         *(pa.list_(of(inner)) for of in LISTS for inner in TYPES["image"](kind)[1:]),
     ],
 }
-TYPES |= {"rejected_image": TYPES["image"], "rejected_images": TYPES["images"]}
+TYPES |= {f"rejected_{name}{number}": TYPES[name] for name in ("image", "images") for number in ("", "_2", "_10")}
 
 
 def naming(kind: pa.DataType, path: str):
@@ -111,6 +111,7 @@ def forms(path: str) -> list[tuple[str, object, object]]:
         ([{"mask": path}, {"box": [1, 2, 3, 4]}], List(Json())),
     ]
     named = {"image": one, "rejected_image": one, "images": many, "rejected_images": many, "key_regions": regions}
+    named |= {"rejected_image_3": one, "rejected_images_4": many}
     return [(column, value, feature) for column, found in named.items() for value, feature in found]
 
 

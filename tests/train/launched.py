@@ -30,7 +30,7 @@ def main() -> int:
         caught.append(number)
         first.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, catch)
     lines = []
     # Above this one are accelerate's launcher and the process that waits.

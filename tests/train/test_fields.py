@@ -11,8 +11,8 @@ import pytest
 import yaml
 from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
+from mfpo_trl import train
 from mfpo_trl.check import command
-from mfpo_trl.train import command as train
 from mfpo_trl.train import options
 
 NEEDED = {"model_name_or_path": "x", "dataset_name": "y"}

@@ -106,7 +106,7 @@ ENDS = [
     ("one process", "exit=2", None, 2),
     ("one process", "die=SIGKILL", None, 137),
     ("one process", "wait", (os.killpg, signal.SIGINT), 130),
-    ("one process", "wait", (os.kill, signal.SIGTERM), 9),
+    *(("one process", "wait", (os.kill, own), 9) for own in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)),
     ("two processes", "exit=2", None, 2),
     ("two processes", "die=SIGKILL", None, 137),
     ("two processes", "wait", (os.killpg, signal.SIGINT), 130),

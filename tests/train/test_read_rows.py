@@ -331,7 +331,7 @@ def said() -> dict:
     return {name: [{"role": "assistant", "content": text}] for name, text in ANSWERS.items()}
 
 
-@pytest.mark.parametrize("column", ["image", "rejected_image", "key_regions"])
+@pytest.mark.parametrize("column", ["image", "rejected_image", "rejected_image_2", "key_regions"])
 def test_paths_stay_inside_of_the_folder(column, home, folder):  # noqa: F811
     """Those of images and of masks, in the ways in which `mfpo build` refuses them too."""
     for name, path in elsewhere(home, folder).items():

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
+from mfpo_trl import train
 from mfpo_trl.check import command as check
-from mfpo_trl.train import command as train
 from mfpo_trl.train import launch, parts
 
 ROOT = Path(__file__).parents[2]

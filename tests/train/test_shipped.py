@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mfpo_trl import cli
+from mfpo_trl import cli, train
 from mfpo_trl.check import command as check
 from mfpo_trl.recipes import accelerate_file, recipe_file, shipped_files
-from mfpo_trl.train import command as train
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .names import BRANCHES, CHOSEN, REJECTED, BranchName, branch_of
+from .names import BRANCHES, BranchName, branch_of
 from .terms import Weighted, branches_read, reading
 
 COLUMN = "column/{}"
@@ -128,8 +128,8 @@ def check_batch(batch: Mapping[str, Tensor], terms: Sequence[Weighted], columns:
         columns: of `pairs`.
 
     Raises:
-        ValueError: a table or a sample's branch that a term reads is missing. One of a dispreferred image may be missing where a sample has no
-            image; which samples do is not in the tables, so that it is an error where the batch has images and all samples lack it.
+        ValueError: a table or a sample's branch that a term reads is missing. One whose image is not the sample's own may be missing where a sample
+            has no image; which samples do is not in the tables, so that it is an error where the batch has images and all samples lack it.
     """
     has_images = any(name.startswith(("pixel", "image")) for name in batch)
     for own in terms:
@@ -143,7 +143,7 @@ def check_batch(batch: Mapping[str, Tensor], terms: Sequence[Weighted], columns:
             there = torch.zeros(len(batch["pairs"]), dtype=torch.bool)
         else:
             there = has_branch(batch["pairs"], branch, columns)
-        optional = branch not in (CHOSEN, REJECTED) and (not has_images or bool(there.any()))
+        optional = branch.image != "image" and (not has_images or bool(there.any()))
         if not optional and not there.all():
             raise ValueError(
                 f"the batch has no '{branch}' branch for {int((~there).sum())} of its {len(there)} samples, which "

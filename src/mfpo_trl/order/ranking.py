@@ -12,7 +12,7 @@ from .. import _trl
 from ..batch import MFPOCollator, proven
 from ..config import MFPOConfig
 from ..images import region_mask, regions_per_image
-from ..reference import References, values_of
+from ..reference import References
 from ..rows import has_image_column, load_images, plain_text, row_error
 from .curriculum import Plan, by_length, make_plan, stages
 from .sampling import keep_together, prompt_groups
@@ -140,7 +140,7 @@ def _reference_values(trainer: Any) -> dict[str, np.ndarray]:
             trainer.layout = proven(trainer.layout, trainer, references.model)
         references.add("train_dataset", dataset, branches_ranked(trainer.args, dataset))
         references.release()
-    return dict(zip(values_of(references.columns), references.of(dataset).astype(np.float64).T, strict=True))
+    return dict(zip(references.names, references.of(dataset).astype(np.float64).T, strict=True))
 
 
 def nll(trainer: Any) -> np.ndarray:

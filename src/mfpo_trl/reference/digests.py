@@ -18,7 +18,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..batch import unwrapped
-from ..rows import IMAGE_COLUMNS
+from ..rows import image_columns
 
 
 def weights_digest(model: nn.Module, read: Collection[str] = ()) -> tuple[str, str]:
@@ -129,7 +129,7 @@ def settings_digest(settings: Any) -> str:
 def files_digest(dataset: Dataset) -> str:
     """Of the size and the time of every image and mask that a data set keeps as a path: its fingerprint knows the path only."""
     digest = hashlib.blake2b(digest_size=12)
-    for column in (*IMAGE_COLUMNS, "key_regions"):
+    for column in (*image_columns(dataset.column_names), "key_regions"):
         if column in dataset.column_names:
             for batch in dataset.select_columns(column).with_format("arrow").iter(1024):
                 for path in _paths(batch[column].combine_chunks()):

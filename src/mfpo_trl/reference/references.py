@@ -113,6 +113,11 @@ class References:
         """The branches whose values are kept."""
         return self.trainer.columns
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values of a row, in their order."""
+        return values_of(self.columns, self.trainer.data_collator.changed)
+
     @cached_property
     def model(self) -> Any:
         """What is run: the reference model, or the policy."""

@@ -8,7 +8,6 @@ from .columns import rows_without_regions as rows_without_regions
 from .prefix import prefix_of as prefix_of
 from .prefix import written_out as written_out
 from .schema import COLUMNS as COLUMNS
-from .schema import IMAGE_COLUMNS as IMAGE_COLUMNS
 from .schema import PREFIX as PREFIX
 from .schema import RECIPE as RECIPE
 from .schema import REFERENCE as REFERENCE
@@ -17,6 +16,7 @@ from .schema import RowError as RowError
 from .schema import check_answers as check_answers
 from .schema import dispreferred_column as dispreferred_column
 from .schema import enlarged as enlarged
+from .schema import image_columns as image_columns
 from .schema import image_list as image_list
 from .schema import load_images as load_images
 from .schema import plain_text as plain_text

@@ -1,6 +1,6 @@
 """Which rows of a data set hold an image, a region or a dispreferred image, read from its columns without decoding anything."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,24 @@ def has_image_column(dataset: Any) -> bool:
 
 def has_images(dataset: Any) -> bool:
     """Whether some row may hold an image; True where it cannot be known without reading the data."""
-    return not is_stored(dataset) or bool(len(rows_with_images(dataset)))
+    return not is_stored(dataset) or any(batch.any() for batch in _shown(dataset, "image", "images"))
 
 
 def rows_with_images(dataset: Dataset, columns: Collection[str] = ("image", "images")) -> np.ndarray:
     """The numbers of the rows that hold an image in one of these columns, read from their lengths, not from the images."""
     holds = np.zeros(len(dataset), dtype=bool)
-    for column in set(columns) & set(dataset.column_names) if len(dataset) else ():
-        batches = dataset.select_columns(column).with_format("arrow").iter(1000)
-        values = [_is_filled(batch.column(0)) for batch in batches]
-        holds |= np.concatenate(values)
+    for column in columns:
+        if batches := list(_shown(dataset, column)):
+            holds |= np.concatenate(batches)
     return np.flatnonzero(holds)
+
+
+def _shown(dataset: Dataset, *columns: str) -> Iterator[np.ndarray]:
+    """Batch by batch, which rows hold something in a column, for each of these that is there."""
+    for column in columns:
+        if column in dataset.column_names and len(dataset):
+            for batch in dataset.select_columns(column).with_format("arrow").iter(1000):
+                yield _is_filled(batch.column(0))
 
 
 def rows_without_regions(dataset: Dataset) -> int:

@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ REFERENCE = "ref_rows"
 
 IMAGE_COLUMNS = ("image", "images", "rejected_image", "rejected_images")
 """Further dispreferred images lie in `rejected_image_2` or `rejected_images_2`, and so on."""
+
+IMAGE_COLUMN = re.compile(r"images?|rejected_images?(_([2-9]|[1-9]\d))?")
 
 RECIPE = "corruption"
 """The column that says how a row's dispreferred images are made; `mfpo build` writes it."""
@@ -116,6 +119,11 @@ def image_list(row: Mapping[str, Any], singular: str) -> list[Any] | None:
     if isinstance(many, str | bytes | Mapping) or not isinstance(many, Sequence):
         raise row_error(row, plural, f"is a {type(many).__name__}; expected a list of images")
     return list(many)
+
+
+def image_columns(names: Iterable[str]) -> list[str]:
+    """Which of these columns hold images: of a row itself, or its dispreferred ones, of every number."""
+    return sorted(name for name in names if IMAGE_COLUMN.fullmatch(name))
 
 
 def plural_of(singular: str) -> str:

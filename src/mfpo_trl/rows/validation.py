@@ -10,7 +10,7 @@ from trl import extract_prompt
 
 from .columns import is_stored
 from .prefix import prefix_of, written_out
-from .schema import PREFIX, ROW_NUMBER, check_answers, plain_text, row_error, same_answer, without_none
+from .schema import PREFIX, ROW_NUMBER, check_answers, image_columns, plain_text, row_error, same_answer, without_none
 
 logger = get_logger(__name__)
 
@@ -111,9 +111,10 @@ def check_dataset(dataset: Any, name: str, placeholders: Sequence[str] = ()) -> 
             f"{name} has no column {missing[0]!r}, only {dataset.column_names}; a preference row needs 'prompt', 'chosen' "
             "and 'rejected'"
         )
-    for column in ("images", "rejected_images"):
-        if isinstance(dataset.features.get(column), Image):
-            raise ValueError(f"{name}: {column!r} must hold a list of images; call a single image {column[:-1]!r}")
+    for column in image_columns(dataset.column_names):
+        if "images" in column and isinstance(dataset.features[column], Image):
+            single = column.replace("images", "image")
+            raise ValueError(f"{name}: {column!r} must hold a list of images; call a single image {single!r}")
     equal = []
     for number, row in enumerate(_texts(dataset)):
         try:

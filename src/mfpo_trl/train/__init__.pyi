@@ -4,7 +4,6 @@ from .command import build as build
 from .command import check_name as check_name
 from .command import check_output as check_output
 from .command import hub_id as hub_id
-from .command import main as main
 from .command import model_options as model_options
 from .command import parse as parse
 from .command import parser_of_fields as parser_of_fields
@@ -21,3 +20,4 @@ from .parts import peft_config as peft_config
 from .splits import Splits as Splits
 from .splits import evaluates as evaluates
 from .splits import rows_of as rows_of
+from .start import main as main

@@ -7,7 +7,7 @@ from ..terminal import quiet
 def main() -> int:
     """What `mfpo train` does with the arguments of this process."""
     with quiet():
-        from .command import main as train
+        from .start import main as train
 
         return train()
 

@@ -1,7 +1,6 @@
 """`mfpo train`: a recipe, a model and a data set -> a trained model."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,7 +13,7 @@ from trl import get_quantization_config
 
 from ..checkpoints import ResumeError, resume_point
 from ..config import MFPOConfig
-from ..hub import PushError, check_strategy, open_repository, push_trained, without_tokens
+from ..hub import PushError, check_strategy, open_repository, push_trained
 from ..leaving import tear_down
 from ..objective.terms import TermError
 from ..recipes import recipe_file
@@ -23,11 +22,11 @@ from ..terminal import told
 from ..trainer import MFPOTrainer
 from .benchmark import BenchmarkCallback, benchmark_of
 from .fields import Parser, read_recipe
-from .launch import command, given_fields, launch
 from .leftovers import without_leftovers
 from .options import check_options
 from .parts import TrainModelConfig, freeze_parts, peft_config
 from .splits import Splits, TrainScriptArguments
+from .start import fail, stopped
 
 logger = get_logger(__name__)
 
@@ -50,18 +49,8 @@ KINDS = (TrainScriptArguments, MFPOConfig, TrainModelConfig)
 """Whose fields a recipe and the command line give."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train with the fields of `argv`; returns the exit status, 2 for fields that cannot be used."""
-    argv = given_fields() if argv is None else argv
-    # What records a run takes down its command line.
-    sys.argv = [without_tokens(argument) for argument in sys.argv]
-    try:
-        if launched := command(argv):
-            return launch(*launched)
-    except (ValueError, OSError) as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        return _stopped("nothing was trained")
+def run(argv: Sequence[str]) -> int:
+    """Train with these fields in this process; returns the exit status, 2 for fields that cannot be used."""
     with told():
         return _run(argv)
 
@@ -71,9 +60,9 @@ def _run(argv: Sequence[str]) -> int:
         script, training, model = parse(argv)
         trainer = build(script, training, model)
     except (ValueError, OSError, ImportError, NotImplementedError, PushError, yaml.YAMLError) as error:
-        return _fail(error)
+        return fail(error)
     except KeyboardInterrupt:
-        return _stopped("nothing was trained")
+        return stopped("nothing was trained")
     begun = Begun()
     trainer.add_callback(begun)
     try:
@@ -82,22 +71,10 @@ def _run(argv: Sequence[str]) -> int:
         if begun and not isinstance(error, RowError | ResumeError | PushError | TermError):
             # It may be a fault of ours, and keeps its traceback.
             raise
-        return _fail(error)
+        return fail(error)
     except KeyboardInterrupt:
-        return _stopped(
-            "the same command with --resume_from_checkpoint true goes on from the last complete checkpoint"
-        )
+        return stopped("the same command with --resume_from_checkpoint true goes on from the last complete checkpoint")
     return 0
-
-
-def _stopped(last_word: str) -> int:
-    print(f"mfpo train: stopped; {last_word}", file=sys.stderr)
-    return 130
-
-
-def _fail(error: Exception) -> int:
-    print(f"mfpo train: error: {without_tokens(' '.join(str(error).split()))}", file=sys.stderr)
-    return 2
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainScriptArguments, MFPOConfig, TrainModelConfig]:

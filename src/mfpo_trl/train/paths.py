@@ -1,7 +1,7 @@
 """Paths of images in rows -> files inside of the data set's folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,21 @@ from datasets import Dataset, Features, Json, List, concatenate_datasets
 
 from .. import __version__
 from ..data.reading import MissingFileError, image_file
-from ..rows import IMAGE_COLUMNS
+from ..rows import image_columns
 
 REGIONS = "key_regions"
 PATHS = ("img_path", "image_path")
 """Columns of an image that conventions have and the trainer does not read."""
 
-OF_FILES = (*IMAGE_COLUMNS, *PATHS, REGIONS)
-"""Columns that may name files."""
+
+def of_files(columns: Iterable[str], published: bool) -> list[str]:
+    """Those of these columns that may name files which are read.
+
+    Args:
+        published: whether rows are read by a convention, in which an image may lie in one of `PATHS` too.
+    """
+    others = (*PATHS, REGIONS) if published else (REGIONS,)
+    return [*image_columns(columns), *(own for own in others if own in columns)]
 
 
 def located(dataset: Dataset, columns: Sequence[str], roots: Sequence[Path]) -> Dataset:

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from ..data.reading import SOURCES, NoPair, check_unread, check_unread_files, convert, image_roots, recognise
 from ..rows import COLUMNS, rows_with_images
-from .paths import OF_FILES, PATHS, located, mapped, whole
+from .paths import PATHS, located, mapped, of_files, whole
 
 logger = get_logger(__name__)
 
@@ -62,7 +62,7 @@ def as_rows(dataset: Any, name: str, source: str = "auto", image_root: str | Non
         )
     names = {own: own for own in columns} if kind is None else _kept(columns, dataset.features, kind)
     # A path that nobody reads may lead anywhere.
-    files = [own for own in OF_FILES if own in names and (kind is not None or own in READ)]
+    files = of_files(names, published=kind is not None)
     if not isinstance(dataset, Dataset):
         return _stream(dataset, columns, names, files, kind, roots, name)
     dataset = located(dataset, files, roots)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...rows import COLUMNS, IMAGE_COLUMNS, ROW_NUMBER, row_error
+from ...rows import COLUMNS, ROW_NUMBER, image_columns, row_error
 from ..reading import image_bytes, read_masks
 from .exhibit import Exhibit, exhibit
 from .page import write_page
@@ -64,11 +64,11 @@ class ParquetRows(Sequence):
 
     def _read(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with the files read that its images and masks may be, from inside of the folder only."""
-        for column in {*IMAGE_COLUMNS, "key_regions"} & set(row):
+        for column in (*image_columns(row), *({"key_regions"} & set(row))):
             read = read_masks if column == "key_regions" else image_bytes
             try:
                 if row[column] is not None:
-                    many = column.endswith("images")
+                    many = "images" in column
                     row[column] = (
                         [read(own, self.roots) for own in row[column]] if many else read(row[column], self.roots)
                     )
