@@ -86,8 +86,7 @@ IN_CONTEXT_TERMS = (
         "distillation",
         (CHOSEN, MISPLACED, OWN, CORRUPTED, ASKED, ASKED_MISPLACED, ASKED_OWN, ASKED_CORRUPTED),
         distillation,
-        "[p > threshold, q < p] (-p log q - (1 - p) log(1 - q)), mean over both images; q = sigma(b [r(y_w|m) - r(y'|m)]), "
-        "p = stopgrad sigma(b [r(y_w|mm', m) - r(y'|mm', m)])",
+        "[p > q, p > threshold] (-p log q - (1 - p) log(1 - q)), q: sigma(b margin) of one image, p: of both",
         source=ICVCO,
     ),
 )
