@@ -6,8 +6,10 @@ import tiny
 import torch
 from PIL import Image
 
-from mfpo_trl.batch.collator import MFPOCollator, end_completion, model_resolution
+from mfpo_trl.batch.collator import MFPOCollator
+from mfpo_trl.batch.endings import end_completion
 from mfpo_trl.batch.layouts import Branch, EncodedPrompt, lay_flat
+from mfpo_trl.batch.resolution import model_resolution
 from mfpo_trl.images.dispreferred import DispreferredImages
 
 
@@ -324,3 +326,16 @@ def test_resolution_that_the_model_sees(size, expected):
 
     resolution = model_resolution(Processor)
     assert (resolution(400, 800) if resolution else None) == expected
+
+
+def test_what_is_said_once_is_said_once_over_workers_and_epochs(caplog):
+    """Data workers are made anew in each epoch, and what one of them has said nobody says again."""
+    collator = MFPOCollator(tiny.processor(), max_length=24)
+    long = [{"role": "assistant", "content": "a very long answer that goes on and on and on until it is cut"}]
+    rows = tiny.rows(4, chosen=lambda number: long)
+    for _ in torch.utils.data.DataLoader(rows, 2, collate_fn=collator, num_workers=1):
+        pass
+    caplog.clear()
+    assert collator(rows)["cut"].any() and not caplog.records
+    MFPOCollator(tiny.processor(), max_length=24)(rows)
+    assert len(caplog.records) == 1 and "cuts the end of answers" in caplog.text

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mfpo_trl.batch.collator import model_resolution
+from mfpo_trl.batch.resolution import model_resolution
 from mfpo_trl.images.corruptions import CORRUPTIONS, SCHEDULES, check_corruption, corrupt, noise_level
 
 DONOR = np.asarray(tiny.picture(99, 50, 20))

@@ -9,7 +9,7 @@ import own_terms
 import pytest
 import tiny
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, load_from_disk
 from peft import LoraConfig, get_peft_model
 from test_presets import ANSWERS, FORMULAS, FROZEN, IMAGES, place
 from test_trainer import CPU, policy
@@ -45,6 +45,12 @@ def rows(without: str | None = None, **changed) -> Dataset:
     own |= {name: Value("float64") for name in ("weight", "beta_scale")}
     data = Dataset.from_list(found, features=Features(own))
     return data if without is None else data.remove_columns(without)
+
+
+def stored(data: Dataset, folder) -> Dataset:
+    """The same rows in a folder of this test, beside which a cache lies."""
+    data.save_to_disk(folder / "rows")
+    return load_from_disk(folder / "rows")
 
 
 def build(folder, data=None, terms=(), reference=True, model=None, data_collator=None, **config):
@@ -198,10 +204,10 @@ def test_the_trainers_gradient_is_the_formulas(name, adapter, tmp_path):
 @pytest.mark.parametrize("name", ["mfpo-sym", "svco", "lpoi", "opa", "icvco"])
 def test_cached_is_live(name, tmp_path):
     """Two steps, loss and gradient, packed rows; the second run of a cache scores nothing that the first has."""
-    histories = []
+    histories, data = [], stored(rows(), tmp_path)
     for cached in (False, True):
         config = {"objective": name, "precompute_ref_log_probs": cached, "max_steps": 2, "learning_rate": 0.05}
-        trainer = build(tmp_path, **config, per_device_train_batch_size=2, train_sampling_strategy="sequential")
+        trainer = build(tmp_path, data, **config, per_device_train_batch_size=2, train_sampling_strategy="sequential")
         trainer.train()
         lines = [line for line in trainer.state.log_history if "loss" in line]
         histories.append([[line[key] for key in ("loss", "grad_norm")] for line in lines])
@@ -216,14 +222,13 @@ def test_any_terms_in_any_layout_and_batch(seed, tmp_path):
     terms = {
         name: {"weight": round(draw.uniform(0.1, 2), 2), "beta": round(draw.uniform(0.1, 1), 2)} for name in names
     }
-    found = []
+    found, data = [], stored(rows(), tmp_path)
     can = not any(TERMS[name].tokens or TERMS[name].logits for name in names)
     for sharing, size, cached in (("off", 4, False), ("on", 4, False), ("on", 1, False), ("on", 4, can)):
         config = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size, "learning_rate": 1e-3}
         config["precompute_ref_log_probs"] = cached
-        trainer = build(
-            tmp_path, objective_terms=terms, prefix_sharing=sharing, **config, train_sampling_strategy="sequential"
-        )
+        config |= {"objective_terms": terms, "prefix_sharing": sharing, "train_sampling_strategy": "sequential"}
+        trainer = build(tmp_path, data, **config)
         trainer.train()
         line = trainer.state.log_history[0]
         found.append([line["loss"], line["grad_norm"], *(line[f"loss/{name}"] for name in sorted(names))])

@@ -10,11 +10,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_objectives import build, rows
+from test_objectives import build, rows, stored
 from test_trainer import CPU, policy
 from trl.data_utils import prepare_multimodal_messages
 
-from mfpo_trl.batch.collator import SHORTEST_MATCH, MFPOCollator, changed_tokens
+from mfpo_trl.batch.collator import MFPOCollator
+from mfpo_trl.batch.segments import SHORTEST_MATCH, changed_tokens
 from mfpo_trl.objective import (
     CHOSEN,
     CORRUPTED,
@@ -369,11 +370,11 @@ def test_the_trainers_loss_is_the_formula(name, straight, tmp_path):
 @pytest.mark.parametrize("name", ["ddpo", "unidpo"])
 def test_cached_is_live(name, tmp_path):
     """Two steps, loss and gradient, packed rows."""
-    histories = []
+    histories, data = [], stored(scored_rows(), tmp_path)
     for cached in (False, True):
         config = {"objective": name, "precompute_ref_log_probs": cached, "max_steps": 2, "learning_rate": 0.05}
         config |= {"per_device_train_batch_size": 2, "train_sampling_strategy": "sequential"}
-        trainer = build(tmp_path, scored_rows(), **config)
+        trainer = build(tmp_path, data, **config)
         trainer.train()
         lines = [line for line in trainer.state.log_history if "loss" in line]
         histories.append([[line[key] for key in ("loss", "grad_norm")] for line in lines])

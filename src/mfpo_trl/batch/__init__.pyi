@@ -5,9 +5,9 @@ from .choice import proven as proven
 from .choice import reads_rows as reads_rows
 from .collator import MFPOCollator as MFPOCollator
 from .collator import build_collator as build_collator
-from .collator import end_answers as end_answers
-from .collator import end_completion as end_completion
-from .collator import model_resolution as model_resolution
+from .endings import end_answers as end_answers
+from .endings import end_completion as end_completion
 from .forward import prepare as prepare
 from .forward import unwrapped as unwrapped
 from .packing import FLAT as FLAT
+from .resolution import model_resolution as model_resolution

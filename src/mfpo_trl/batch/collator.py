@@ -3,10 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -15,7 +14,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ProcessorMixin
 from trl import apply_chat_template, is_conversational, prepare_multimodal_messages
 
 from .._trl import NumberedRows
@@ -55,17 +54,25 @@ from ..rows import (
 )
 from .begun import begun_tokens
 from .both import asked_of_both, asked_of_both_in_text, instruction_for, own_image_first
+from .endings import end_completion, end_of_sequence
 from .layouts import LAYOUTS, Branch, EncodedPrompt
 from .packing import FLAT
+from .resolution import model_resolution
+from .segments import changed_table, changed_tokens
 
 logger = logging.getLogger(__name__)
-
-PIXEL_BUDGET = 4096
-"""A `longest_edge` above this is a number of pixels (the Qwen-VL convention), not the length of a side."""
 
 SUFFIXES = {"PaliGemmaProcessor": {"token_type_ids": 1}}
 """What a processor writes behind a prompt where that is not 0. PaliGemma's tokens of type 0 see each other in both
 directions: an answer of that type would see its own end."""
+
+
+SUBJECTS = ("equal", "cut")
+"""What is warned of once."""
+
+
+def _nothing_said() -> Tensor:
+    return torch.zeros(len(SUBJECTS), dtype=torch.bool).share_memory_()
 
 
 @dataclass
@@ -118,7 +125,7 @@ class MFPOCollator:
     columns: Sequence[str] = ()
     changed: bool = False
     image_instruction: str = IMAGE_INSTRUCTION
-    _said: set[str] = field(default_factory=set, init=False, repr=False)
+    _said: Tensor = field(default_factory=_nothing_said, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         try:
@@ -148,7 +155,7 @@ class MFPOCollator:
         if self.max_length is not None:
             rows["cut"] = self._cut(laid)
         if self.changed:
-            rows["changed"] = _changed_table(laid, rows["branches"])
+            rows["changed"] = changed_table(laid, rows["branches"])
         # First, because Trainer weighs an evaluation batch by the first dimension of its first tensor.
         if all(REFERENCE in example for example in examples):
             rows[REFERENCE] = torch.tensor([example[REFERENCE] for example in examples])
@@ -249,9 +256,10 @@ class MFPOCollator:
         return tuple(dict.fromkeys(["chosen", "rejected", *(branch.answer for branch in self.branches)]))
 
     def _say(self, subject: str, message: str) -> None:
-        """Warn of a subject once in this process."""
-        if subject not in self._said:
-            self._said.add(subject)
+        """Warn of a subject once in this process and its data workers, which begin anew in each epoch."""
+        place = SUBJECTS.index(subject)
+        if not self._said[place]:
+            self._said[place] = True
             logger.warning(f"{message} Said once; there may be more.")
 
     def _cut(self, branches: Sequence[Branch]) -> Tensor:
@@ -377,41 +385,6 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
     )
 
 
-SHORTEST_MATCH = 3
-"""Tokens that two answers must have in common in a row to count as kept (RLHF-V's released code)."""
-
-
-def changed_tokens(completions: Mapping[str, Sequence[int]]) -> dict[str, list[bool]]:
-    """Which tokens of each answer belong to a corrected segment: those of the rejected answer that the chosen one has not, and those of
-    every other answer that the rejected one has not, matched in runs of at least `SHORTEST_MATCH`.
-
-    Args:
-        completions: ids of the answers by their columns, `chosen` and `rejected` among them.
-
-    Source: RLHF-V (arXiv 2312.00849), dense direct preference optimization.
-    """
-    found = {}
-    for name, ids in completions.items():
-        matcher = SequenceMatcher(
-            None, ids, completions["chosen" if name == "rejected" else "rejected"], autojunk=False
-        )
-        flags = [True] * len(ids)
-        for start, _, size in matcher.get_matching_blocks():
-            if size >= SHORTEST_MATCH:
-                flags[start : start + size] = [False] * size
-        found[name] = flags
-    return found
-
-
-def _changed_table(laid: Sequence[Branch], table: Tensor) -> Tensor:
-    """`Branch.changed` of all branches, (N, C) bool, without the ends that `max_length` cuts."""
-    length = table[:, 2].tolist()
-    changed = torch.zeros(len(laid), max(length), dtype=torch.bool)
-    for number, (branch, kept) in enumerate(zip(laid, length, strict=True)):
-        changed[number, :kept] = torch.tensor(branch.changed[:kept], dtype=torch.bool)
-    return changed
-
-
 def _number(example: Mapping[str, Any], name: str) -> float:
     value = example.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -452,62 +425,3 @@ def _with_remote_files(example: Mapping[str, Any]) -> Mapping[str, Any]:
 
     fields = [name for name in example if name.startswith(("image", "rejected_image")) and example[name] is not None]
     return {**example, **{field: fetched(field, example[field]) for field in fields}}
-
-
-def end_completion(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """End a completion with the end-of-sequence token, so that stopping is learnt.
-
-    A completion that ends with a special token, such as a chat template's end of turn, up to blank tokens, stays as it
-    is. Otherwise blank tokens that the template left behind the answer make room for the end-of-sequence token.
-
-    Raises:
-        ValueError: the tokenizer has no end-of-sequence token.
-    """
-    eos = end_of_sequence(tokenizer)
-    last = len(ids)
-    while last and not tokenizer.decode([ids[last - 1]]).strip():
-        last -= 1
-    added = tokenizer.added_tokens_decoder
-    closed = last and (ids[last - 1] == eos or (ids[last - 1] in added and added[ids[last - 1]].special))
-    return ids if closed else [*ids[:last], eos]
-
-
-def end_answers(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """`end_completion` of both answers of a row without images, as TRL has tokenized it."""
-    return {name: end_completion(row[name], tokenizer) for name in ("chosen_ids", "rejected_ids")}
-
-
-def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a completion.
-
-    Raises:
-        ValueError: the tokenizer has none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("add_eos=True needs a tokenizer with an end-of-sequence token; set it, or set add_eos=False")
-    return tokenizer.eos_token_id
-
-
-def model_resolution(processor: ProcessorMixin) -> Callable[[int, int], int] | None:
-    """From an image's (height, width) to the shorter side, in pixels, at which the processor hands it to the model; None
-    where the processor does not say."""
-    size = dict(getattr(getattr(processor, "image_processor", None), "size", None) or {})
-    longest, shortest = size.get("longest_edge"), size.get("shortest_edge")
-    if longest and longest > PIXEL_BUDGET:
-        return partial(_side_within_pixels, longest)
-    if longest and not shortest:
-        return partial(_side_beside_longest, longest)
-    shortest = shortest or min(size.get("height") or 0, size.get("width") or 0)
-    return partial(_fixed_side, shortest) if shortest else None
-
-
-def _fixed_side(side: int, height: int, width: int) -> int:
-    return side
-
-
-def _side_beside_longest(longest: int, height: int, width: int) -> int:
-    return max(1, round(longest * min(height, width) / max(height, width)))
-
-
-def _side_within_pixels(pixels: int, height: int, width: int) -> int:
-    return max(1, round(min(height, width) * min(1.0, math.sqrt(pixels / (height * width)))))

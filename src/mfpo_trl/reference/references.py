@@ -235,7 +235,10 @@ class References:
                 for _ in results:
                     pass
         else:
-            logger.info(f"The reference of {name} is taken from {cache.folder}.")
+            logger.info(
+                f"The reference of {name} is taken from the cache of an earlier run, which lies beside the data set's own."
+            )
+            logger.debug(f"That cache is {cache.folder}.")
         return _on_main(cache.read)
 
     def _score(
@@ -311,6 +314,9 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
     swaps = "swap" in {recipe.corruption for recipe in made}
     donors = f"{fingerprint(others)} {files_digest(others)}" if swaps else None
     model, adapters = _reference_model(trainer)
+    # Read where two images stand in one prompt alone, so that other keys stay what they were.
+    of_both = any(own.image in OF_BOTH for own in collator.branches)
+    asked = {"image_instruction": collator.image_instruction} if of_both else {}
     return {
         "dataset": name,
         "data": fingerprint(dataset),
@@ -330,10 +336,7 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
         "add_eos": str(collator.add_eos),
         "ld_alpha": str(args.ld_alpha),
         "branches": " ".join([*map(str, collator.branches), *(["changed tokens"] if collator.changed else [])]),
-        # Read where two images stand in one prompt.
-        "image_instruction": collator.image_instruction
-        if any(own.image in OF_BOTH for own in collator.branches)
-        else "",
+        **asked,
         "precision": f"{trainer.model.dtype} {trainer.accelerator.mixed_precision}",
         "format": str(FORMAT),
     }
