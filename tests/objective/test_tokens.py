@@ -27,7 +27,7 @@ from mfpo_trl.objective import (
     TokenScores,
     terms_of,
 )
-from mfpo_trl.objective.terms import TERMS, branches_read
+from mfpo_trl.objective.terms import TERMS, branches_read, reads_tokens
 
 BETA = 0.3
 PLACES = {CHOSEN: "w", REJECTED: "l", CORRUPTED: "w'", BranchName("rejected_image", "rejected"): "l'"}
@@ -475,3 +475,19 @@ def test_a_batch_without_a_table(objective, table, words, tmp_path):
     del batch[table]
     with pytest.raises(ValueError, match=words):
         trainer.compute_loss(trainer.model, batch)
+
+
+@pytest.mark.parametrize("score", ["nll", "reference_margin"])
+def test_a_curriculum_ranks_rows_alike_whatever_is_trained(score, tmp_path, monkeypatch):
+    """How hard a row is depends on the reference alone."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data, found = scored_rows(), {}
+    settings = {"curriculum": "staged", "curriculum_stages": 1, "curriculum_score": score}
+    for name in PRESETS:
+        for cached in (False, True):
+            if not (cached and reads_tokens(terms_of(name, None, {}))):
+                trainer = build(tmp_path, data, objective=name, precompute_ref_log_probs=cached, **settings)
+                found[name, cached] = trainer.curriculum.plan.difficulties.tolist()
+    assert len(found) > len(PRESETS) and len(set(found["dpo", False])) == len(data)
+    for own in found.values():
+        assert own == pytest.approx(found["dpo", False], rel=1e-4)
