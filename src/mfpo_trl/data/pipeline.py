@@ -1,7 +1,7 @@
 """What `mfpo build` builds, and everything that builds one part of it."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -143,8 +143,8 @@ class Pipeline:
         self.count = min(len(self.rows), options.limit or len(self.rows))
         if not self.count:
             raise ValueError(f"the data set {options.dataset!r} has no rows")
-        columns = self._columns()
-        self.source = recognise(columns) if options.source == "auto" else options.source
+        columns = self.columns()
+        self.source = self.recognised(columns)
         self.roots = image_roots(options.dataset, options.image_root)
         check_unread(self.rows, options.dataset, self.roots, SOURCES[self.source].images)
         self.parts = Parts(options.output, self.count, options.part_rows)
@@ -152,7 +152,31 @@ class Pipeline:
         begun = "answer_prefix" in {*columns, *SOURCES[self.source].texts}
         self.features = features(options.materialize or bool(brings), begun)
 
-    def _columns(self) -> list[str]:
+    @property
+    def told(self) -> str:
+        """What is read, for who looks on."""
+        return f"{self.options.dataset}: {self.count} rows, read as {self.source}"
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What decides the parts' content."""
+        identity = {"source": self.source, "source_content": self.rows.identity}
+        return self.options.remembered(self.count) | identity
+
+    def more(self, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a report says beside what every build counts, from those of the parts."""
+        return {}
+
+    def recognised(self, columns: Sequence[str]) -> str:
+        """The convention that the source is read by.
+
+        Raises:
+            ValueError: it is of none that is known.
+        """
+        return recognise(columns) if self.options.source == "auto" else self.options.source
+
+    def columns(self) -> list[str]:
+        """Those of the source, as far as its first rows tell."""
         if hasattr(self.rows, "dataset"):
             return self.rows.dataset.column_names
         rows = [row for row in self.rows.read(range(min(100, self.count))) if not isinstance(row, Exception)]
@@ -161,7 +185,7 @@ class Pipeline:
     @cached_property
     def repeated(self) -> dict[int, int]:
         """The rows whose id an earlier row has, and the how-manieth they are."""
-        starts = range(0, self.count, 4096) if "id" in self._columns() else ()
+        starts = range(0, self.count, 4096) if "id" in self.columns() else ()
         return repeated(own for start in starts for own in self._ids(start))
 
     def _ids(self, start: int) -> list[Any]:
@@ -224,32 +248,45 @@ class Pipeline:
         self.parts.note(part, report.summary(done, len(rows)))
 
     def _batch(self, numbers: range, report: PartReport) -> list[Row]:
+        rows = self.preference_rows(numbers, report)
+        for name, stage in self.stages.items():
+            with report.timed(name):
+                rows = report.kept(each(stage, rows), [row["number"] for row in rows])
+        for row in rows:
+            # What is no longer needed would fill the memory until the part is written.
+            del row["pictures"]
+        return rows
+
+    def preference_rows(self, numbers: range, report: PartReport) -> list[Row]:
+        """What these rows of the source hold, for the stages."""
+        return self.read(numbers, Read(self.source, self.roots), report)
+
+    def read(self, numbers: range, read: Callable[[Any, int], list[Row | Rejected]], report: PartReport) -> list[Row]:
+        """Rows of the source as `read` takes them, each under an id of its own."""
         with report.timed("reading"):
-            read = Read(self.source, self.roots)
             rows = []
             for number, raw in zip(numbers, self.rows.read(numbers), strict=True):
                 found = read(raw, number)
                 if number in self.repeated:
                     found = [_renamed(row, self.repeated[number]) for row in found]
                 rows += report.kept(found, [number] * len(found))
-        for name, stage in self.stages.items():
-            with report.timed(name):
-                rows = report.kept(_each(stage, rows), [row["number"] for row in rows])
-        for row in rows:
-            # What is no longer needed would fill the memory until the part is written.
-            del row["pictures"]
         return rows
 
 
-def _each(stage: Callable[[list[Row]], list[Row | Rejected]], rows: list[Row]) -> list[Row | Rejected]:
+def each(
+    stage: Callable[[list[Row]], list[Row | Rejected]], rows: list[Row], fatal: tuple[type[Exception], ...] = ()
+) -> list[Row | Rejected]:
     """A stage on a batch; where it fails, on each row alone, so that a bad one costs itself only.
 
+    Args:
+        fatal: errors that are no row's fault, beside those of imports.
+
     Raises:
-        Exception: every row of the batch fails in the same way, which is no row's fault.
+        Exception: one of these, or every row of the batch fails in the same way.
     """
     try:
         return stage([{**row} for row in rows])
-    except ImportError:
+    except (ImportError, *fatal):
         raise
     except Exception as error:
         found = [own for row in rows for own in _alone(stage, row)]

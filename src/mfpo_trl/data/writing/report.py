@@ -130,7 +130,7 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
         wall = _wall_before(folder)
     report = total(reports, wall, options.grounder != "none")
     told = {name: without_folder(value) for name, value in options.remembered(pipeline.count).items()}
-    report |= {"source": pipeline.source, "options": told}
+    report |= {"source": pipeline.source, "options": told, **pipeline.more(reports)}
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
     )
