@@ -106,8 +106,11 @@ def _of_head(file: Any) -> int:
         return 0
 
 
-def encode(processor: Any, prompts: Sequence[Prompt]) -> Any:
+def encode(processor: Any, prompts: Sequence[Prompt], begun: Sequence[str] = ()) -> Any:
     """A batch as the model reads it, padded on the left, for prompts with the same number of pictures.
+
+    Args:
+        begun: how the answer to each prompt begins; nothing by default.
 
     Raises:
         ValueError: names the first of the prompts.
@@ -120,6 +123,7 @@ def encode(processor: Any, prompts: Sequence[Prompt]) -> Any:
             processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
             for prompt in prompts
         ]
+        texts = [text + own for text, own in zip(texts, begun or [""] * len(texts), strict=True)]
         first = processor.tokenizer.bos_token
         return processor(
             images=images if prompts[0].shown else None,
