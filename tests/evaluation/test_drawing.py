@@ -3,14 +3,11 @@
 import logging
 
 import families
-import numpy as np
 import pytest
 import tiny
-import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from mfpo_trl.evaluation import drawing as module
-from mfpo_trl.evaluation.drawing import Drawing, draw, first_sentence
+from mfpo_trl.evaluation.drawing import Drawing, draw
 from mfpo_trl.evaluation.generate import Decoding, answer
 from mfpo_trl.evaluation.prompts import Prompt, one_turn
 

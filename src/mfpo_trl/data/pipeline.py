@@ -14,7 +14,7 @@ from .grounding import GROUNDERS
 from .keywords import KeywordOptions
 from .reading import SOURCES, check_unread, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
-from .writing import PartReport, Parts, features
+from .writing import PartReport, Parts, Said, features
 
 PART_ROWS = 512
 """Rows of the source that a part is made from: what a killed build has to do again at most, per process."""
@@ -163,9 +163,9 @@ class Pipeline:
         identity = {"source": self.source, "source_content": self.rows.identity}
         return self.options.remembered(self.count) | identity
 
-    def more(self, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What a report says beside what every build counts, from those of the parts."""
-        return {}
+    def more(self, reports: Sequence[Mapping[str, Any]]) -> Said:
+        """What is said beside what every build counts, from the reports of the parts."""
+        return Said()
 
     def recognised(self, columns: Sequence[str]) -> str:
         """The convention that the source is read by.
@@ -243,9 +243,13 @@ class Pipeline:
             done += self._batch(numbers, report)
             progress(len(numbers))
         with report.timed("storage"):
-            stored = [{name: row.get(name) for name in self.features} for row in done]
-            self.parts.write(part, stored, self.features)
+            self.store(part, done)
         self.parts.note(part, report.summary(done, len(rows)))
+
+    def store(self, part: int, rows: Sequence[Row]) -> None:
+        """Write the rows of a part down."""
+        stored = [{name: row.get(name) for name in self.features} for row in rows]
+        self.parts.write(part, stored, self.features)
 
     def _batch(self, numbers: range, report: PartReport) -> list[Row]:
         rows = self.preference_rows(numbers, report)

@@ -79,9 +79,7 @@ def draw(
     with torch.inference_mode(), plain_generation(model, processor, Decoding(drawing.max_new_tokens)):
         inputs = repeated(model, inputs, count)
         numbers = [seed for own in seeds for seed in own]
-        drawn = model.generate(
-            **inputs, logits_processor=[_Drawn(drawing, numbers, prompts)], stopping_criteria=stops
-        )
+        drawn = model.generate(**inputs, logits_processor=[_Drawn(drawing, numbers, prompts)], stopping_criteria=stops)
     new = drawn[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
     return [texts[start : start + count] for start in range(0, len(texts), count)]

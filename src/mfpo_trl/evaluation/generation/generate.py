@@ -119,11 +119,7 @@ def encode(processor: Any, prompts: Sequence[Prompt], begun: Sequence[str] = ())
 
     images = [[enlarged(picture) for picture in opened(prompt)] for prompt in prompts]
     try:
-        texts = [
-            processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
-            for prompt in prompts
-        ]
-        texts = [text + own for text, own in zip(texts, begun or [""] * len(texts), strict=True)]
+        texts = [written(processor, *own) for own in zip(prompts, begun or [""] * len(prompts), strict=True)]
         first = processor.tokenizer.bos_token
         return processor(
             images=images if prompts[0].shown else None,
@@ -136,6 +132,15 @@ def encode(processor: Any, prompts: Sequence[Prompt], begun: Sequence[str] = ())
         )
     except Exception as error:
         raise ValueError(f"the prompt {dict(prompts[0].row)} cannot be encoded: {error}") from error
+
+
+def written(processor: Any, prompt: Prompt, begun: str = "") -> str:
+    """The conversation in the words of the template, up to the answer, or up to the end of what of it is begun."""
+    messages = list(prompt.messages)
+    if not begun:
+        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    messages.append({"role": "assistant", "content": [{"type": "text", "text": begun}]})
+    return processor.apply_chat_template(messages, continue_final_message=True, tokenize=False)
 
 
 def opened(prompt: Prompt) -> list[Any]:
