@@ -118,10 +118,15 @@ def add_preview(commands: Any) -> None:
         description="Draw rows of a built data set: image with its regions, dispreferred image, texts, difficulty.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="the output of mfpo build")
+    parser.add_argument("folder", type=Path, help="the output of mfpo build or mfpo pairs")
     parser.add_argument("--n", type=int, default=16, help="rows")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="a .png or a self-contained .html")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument(
+        "--samples",
+        action="store_true",
+        help="of mfpo pairs: every answer, its claims marked as present, absent or uncertain",
+    )
     parser.set_defaults(run=_preview)
 
 
@@ -129,7 +134,7 @@ def _preview(args: argparse.Namespace) -> int:
     from .preview import preview
 
     try:
-        print(preview(args.folder, args.n, args.output, args.seed))
+        print(preview(args.folder, args.n, args.output, args.seed, args.samples))
     except (ValueError, OSError) as error:
         print(f"mfpo preview: error: {error}", file=sys.stderr)
         return 1

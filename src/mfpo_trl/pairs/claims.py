@@ -53,6 +53,11 @@ class Answer:
         """Names of what is not."""
         return frozenset(own.counted_as for own in self.claims if own.verdict == ABSENT)
 
+    @cached_property
+    def uncertain(self) -> frozenset[str]:
+        """Names of what nobody knows."""
+        return frozenset(own.counted_as for own in self.claims if own.verdict == UNCERTAIN)
+
     @property
     def faithfulness(self) -> float | None:
         """Share of the decided claims that are true, in [0, 1]; None where nothing is decided."""
@@ -102,7 +107,8 @@ def choose_pairs(answers: Sequence[Answer], rule: Rule) -> tuple[list[Pair], Cou
 
     Chosen is the more faithful one: fewer false claims by the margin, and a higher share of true ones, so that neither a
     longer list nor a shorter one wins by its length. Of these pairs come first those with the largest
-    `difference of faithfulness + overlap - |log(ratio of lengths)|`: far apart in what they claim, alike in all else. An answer is in
+    `2 * difference of faithfulness + overlap - |log(ratio of lengths)| - unknown`: far apart in what they claim, alike in all else,
+    and with little of which nobody knows on either side. An answer is in
     one pair at most, and equal texts count once.
     """
     first = {own.text: place for place, own in reversed(list(enumerate(answers)))}
@@ -120,7 +126,8 @@ def choose_pairs(answers: Sequence[Answer], rule: Rule) -> tuple[list[Pair], Cou
             continue
         counts["of near length"] += 1
         assert chosen.faithfulness is not None and rejected.faithfulness is not None
-        value = chosen.faithfulness - rejected.faithfulness + overlap(chosen.words, rejected.words) - apart
+        gap = chosen.faithfulness - rejected.faithfulness
+        value = 2 * gap + overlap(chosen.words, rejected.words) - apart - unknown(chosen, rejected)
         fitting.append((value, pair))
     kept: list[Pair] = []
     used: set[int] = set()
@@ -145,6 +152,12 @@ def overlap(one: Sequence[str], other: Sequence[str]) -> float:
     """Share of the words that two texts have in common, repeats counted (Jaccard), in [0, 1]."""
     a, b = Counter(one), Counter(other)
     return sum((a & b).values()) / max(1, sum((a | b).values()))
+
+
+def unknown(one: Answer, other: Answer) -> float:
+    """Share of the names in two answers that one of them has alone and that nobody knows, in [0, 1]."""
+    names = one.present | one.absent | one.uncertain | other.present | other.absent | other.uncertain
+    return len(one.uncertain ^ other.uncertain) / max(1, len(names))
 
 
 def why_none(answers: Sequence[Answer], counts: Counter[str], rule: Rule) -> str:

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,13 @@ class PairsPipeline(Pipeline):
         """Answers of the policy, kept until their part is built."""
         own = self.options
         return Asking(lambda: self.policy, own.drawing, own.seed, own.samples)
+
+    def build(self, part: int, progress: Callable[[int], Any] = lambda rows: None) -> None:
+        """Build a part and store it; its answers are then in `samples`."""
+        super().build(part, progress)
+        answers = beside(self.options.output, part, "answers-*")
+        for path in sorted(answers.parent.glob(answers.name)):
+            path.unlink()
 
     def preference_rows(self, numbers: range, report: PartReport) -> list[Row]:
         """The pairs of these rows of the source."""
@@ -184,8 +191,6 @@ class PairsPipeline(Pipeline):
         replace(folder / f"part-{part:05d}.parquet", lambda path: pq.write_table(table, path))
         self.samples = []
         super().store(part, rows)
-        for path in sorted(self.options.output.glob(f"build/part-{part:05d}-answers-*")):
-            path.unlink()
 
     def more(self, reports: Sequence[Mapping[str, Any]]) -> Said:
         """What the rules let pass, and how chosen and rejected answers differ in length and coverage."""

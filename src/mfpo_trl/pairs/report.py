@@ -49,7 +49,7 @@ def lines(summary: Mapping[str, Any]) -> dict[str, str]:
         "answers": f"{summary['answers']}{empty}",
         "claims in them": ", ".join(f"{count} {name}" for name, count in summary["claims"].items()),
         "pairs of answers": " → ".join(f"{count} {name}" for name, count in summary["pairs_by_rule"].items()),
-        **{name: _told(summary[name]) for name in ("chosen", "rejected")},
+        **{f"{name} answers": _told(summary[name]) for name in ("chosen", "rejected")},
         "chosen is shorter": f"{summary['chosen_shorter']:.0%} (longer: {summary['chosen_longer']:.0%})",
     }
 

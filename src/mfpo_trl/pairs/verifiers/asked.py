@@ -2,14 +2,27 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...data import Row
-from ...evaluation import Drawing, Endpoint, Judge, Prompt, Question, Verdicts, first_sentence, one_turn, user_message
+from ...evaluation import (
+    Drawing,
+    Endpoint,
+    Judge,
+    Key,
+    Prompt,
+    Question,
+    Verdicts,
+    digest,
+    first_sentence,
+    one_turn,
+    user_message,
+)
 from ..claims import ABSENT, PRESENT, UNCERTAIN, Claim
 from ..policies import Asked, Policy
-from .detector import named_things
+from .detector import distinct, named_things
 
 JUDGED = """\
 Look at the image. Someone wrote this about it:
@@ -20,8 +33,8 @@ Judge only what this says of "{phrase}". Is it there, as it is described?
 Answer with one word: yes, no, or unsure if the image does not settle it."""
 """The prompt of the judge, for each thing in each sentence."""
 
-CONFIDED = "Is there a {phrase} in the image? Answer with one word, Yes or No."
-"""What the policy is asked about its own words."""
+CONFIDED = "{there} in the image? Answer with one word, Yes or No."
+"""What the policy is asked about its own words: "Is there a dog", "Are there dogs"."""
 
 FIRST_WORD = re.compile(r"[^\W\d_]+")
 
@@ -93,6 +106,13 @@ def _shown(row: Row) -> list[bytes]:
     return files
 
 
+def is_there(phrase: str, singular: str) -> str:
+    """The beginning of the question, its article and number as the phrase asks for."""
+    if phrase.split()[-1] != singular.split()[-1]:
+        return f"Are there {phrase}"
+    return f"Is there {'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
 class Confided:
     """The policy is asked whether the picture shows each thing that its answers name (RLAIF-V, divide and conquer).
 
@@ -106,20 +126,26 @@ class Confided:
 
     def verify(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], kept: Path) -> list[list[list[Claim]]]:
         """See `Verifier`; raises as `Policy.answer` does."""
+        verdicts, keys, missing = Verdicts(kept), {}, []
         named = [named_things(texts, self.tagger) for texts in answers]
-        questions: dict[tuple[int, str], Asked] = {}
         for number, (row, own) in enumerate(zip(rows, named, strict=True)):
             shown = [image["bytes"] for image in row["images"]]
-            for phrase, name in (one for some in own for one in some):
-                row_name = {"row": row["number"], "thing": phrase}
-                prompt = Prompt(
-                    row_name, one_turn(CONFIDED.format(phrase=phrase), len(shown)), lambda shown=shown: shown
-                )
-                questions.setdefault((number, name), Asked(prompt, [0], [0]))
-        places = list(questions)
-        drawing = Drawing(temperature=0, max_new_tokens=8)
-        said = {places[place]: found[0][1] for place, found in self.policy().answer(list(questions.values()), drawing)}
+            for name, phrase in distinct(own).items():
+                text = CONFIDED.format(there=is_there(phrase, name))
+                keys[number, name] = key = Key("the policy", digest(text, shown), phrase)
+                if key not in verdicts.known:
+                    prompt = Prompt(
+                        {"row": row["number"], "thing": phrase}, one_turn(text, len(shown)), partial(list, shown)
+                    )
+                    missing.append((key, Asked(prompt, [0], [0])))
+        if missing:
+            drawing = Drawing(temperature=0, max_new_tokens=8)
+            for place, found in self.policy().answer([own for _, own in missing], drawing):
+                verdicts.keep(missing[place][0], found[0][1])
         return [
-            [[Claim(phrase, verdict_of(said[number, name]), name) for phrase, name in some] for some in own]
+            [
+                [Claim(phrase, verdict_of(verdicts.known[keys[number, name]]), name) for phrase, name in some]
+                for some in own
+            ]
             for number, own in enumerate(named)
         ]

@@ -28,6 +28,14 @@ def named_things(texts: Sequence[str], tagger: Any = None) -> list[list[tuple[st
     return [[(own.phrase, " ".join(own.stems)) for own in some] for some in found]
 
 
+def distinct(named: Sequence[Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """Each name that several texts have, with the phrase that says it first."""
+    found: dict[str, str] = {}
+    for phrase, name in (one for some in named for one in some):
+        found.setdefault(name, phrase)
+    return found
+
+
 class Detected:
     """A phrase is present where every detector finds it, absent where none does, else uncertain.
 
@@ -43,7 +51,7 @@ class Detected:
     def verify(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], kept: Any) -> list[list[list[Claim]]]:
         """See `Verifier`; each thing is looked for once in a picture, however many answers name it."""
         named = [named_things(texts, self.tagger) for texts in answers]
-        asked = [{name: phrase for some in reversed(own) for phrase, name in reversed(some)} for own in named]
+        asked = [distinct(own) for own in named]
         verdicts = self._verdicts(rows, asked)
         return [
             [[Claim(phrase, verdict[name][0], name, verdict[name][1]) for phrase, name in some] for some in own]
