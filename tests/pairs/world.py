@@ -122,3 +122,7 @@ def nothing(images, answers, row):
 
 def nonsense(images, answers, row):
     return [[("dog", "perhaps")] for _ in answers]
+
+
+def all_absent(images, answers, row):
+    return [[("star", "absent"), (text, "absent")] for text in answers]

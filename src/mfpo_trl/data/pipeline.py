@@ -278,19 +278,21 @@ class Pipeline:
 
 
 def each(
-    stage: Callable[[list[Row]], list[Row | Rejected]], rows: list[Row], fatal: tuple[type[Exception], ...] = ()
+    stage: Callable[[list[Row]], list[Row | Rejected]],
+    rows: list[Row],
+    fatal: tuple[type[Exception], ...] = (ImportError,),
 ) -> list[Row | Rejected]:
     """A stage on a batch; where it fails, on each row alone, so that a bad one costs itself only.
 
     Args:
-        fatal: errors that are no row's fault, beside those of imports.
+        fatal: errors that are no row's fault.
 
     Raises:
         Exception: one of these, or every row of the batch fails in the same way.
     """
     try:
         return stage([{**row} for row in rows])
-    except (ImportError, *fatal):
+    except fatal:
         raise
     except Exception as error:
         found = [own for row in rows for own in _alone(stage, row)]

@@ -13,7 +13,7 @@ from ..rows import load_images, plain_text, row_digest, row_generator
 from .options import SHIPPED
 from .policies import Asked, Policy
 
-ENDS = (EndpointError, MemoryError)
+ENDS = (ImportError, EndpointError, MemoryError)
 """Errors that are no row's fault."""
 
 
@@ -154,8 +154,8 @@ class Asking:
         texts = iter(kept.texts())
         found: list[list[str] | Rejected] = []
         for row in rows:
-            own = [next(texts) or "" for _ in range(self.samples)]
-            found.append(failed.get(row["number"], own))
+            some = [next(texts) or "" for _ in range(self.samples)]
+            found.append(failed.get(row["number"], some))
         return found
 
 

@@ -123,7 +123,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--length-ratio", type=float, default=2.0, help="of the longer answer's words to the shorter one's, at most"
     )
-    rules.add_argument("--pairs-per-prompt", type=int, default=1, help="at most")
+    rules.add_argument("--pairs-per-prompt", type=int, help="at most; by default 1, and by sentence one a round")
 
 
 def _pairs(args: argparse.Namespace) -> int:
@@ -164,5 +164,5 @@ def make_pairs(given: dict[str, Any]) -> Path:
     from .options import PairOptions
     from .pipeline import PairsPipeline
 
-    lists = {name: tuple(given[name]) for name in ("detector", "detector_model") if name in given}
-    return run(PairOptions(**{**given, **lists}), PairsPipeline)
+    lists: dict[str, Any] = {name: tuple(given[name]) for name in ("detector", "detector_model") if name in given}
+    return run(PairOptions(**(given | lists)), PairsPipeline)

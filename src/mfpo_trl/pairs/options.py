@@ -65,7 +65,7 @@ class PairOptions(BuildOptions):
     synonyms: Path | None = None
     margin: int = 1
     length_ratio: float = 2.0
-    pairs_per_prompt: int = 1
+    pairs_per_prompt: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,6 +85,8 @@ class PairOptions(BuildOptions):
             raise ValueError(f"--samples is {self.samples}; a pair needs 2 at least")
         if self.sentences < 1:
             raise ValueError(f"--sentences is {self.sentences}; expected a number from 1 up")
+        if self.most < 1:
+            raise ValueError(f"--pairs-per-prompt is {self.most}; expected a number from 1 up")
         if self.verifier not in VERIFIERS and ":" not in self.verifier:
             raise ValueError(
                 f"--verifier {self.verifier!r} is unknown; expected {', '.join(VERIFIERS)}, or package.module:function"
@@ -114,8 +116,16 @@ class PairOptions(BuildOptions):
 
     @property
     def rule(self) -> Rule:
-        """Which two answers make a pair."""
-        return Rule(self.margin, self.length_ratio, self.pairs_per_prompt, clean=self.by == "sentence")
+        """Which two answers make a pair; by sentence, one in each round."""
+        if self.by == "sentence":
+            return Rule(self.margin, self.length_ratio, 1, clean=True)
+        return Rule(self.margin, self.length_ratio, self.most)
+
+    @property
+    def most(self) -> int:
+        """Pairs of a prompt: one by default, or one for each sentence."""
+        default = self.sentences if self.by == "sentence" else 1
+        return default if self.pairs_per_prompt is None else self.pairs_per_prompt
 
     @property
     def server(self) -> Endpoint:

@@ -123,18 +123,15 @@ class PairsPipeline(Pipeline):
         return results
 
     def chosen(
-        self, row: Row, answers: Sequence[Answer], report: PartReport, prefix: str | None = None, had: int = 0
+        self, row: Row, answers: Sequence[Answer], report: PartReport, prefix: str | None = None
     ) -> list[Row | Rejected]:
         """The pairs among the answers to one row, or why there is none; notes the answers and what the rules let pass.
 
         Args:
             prefix: how the answers begin, in rows that have such a column.
-            had: pairs that the row has already.
         """
         rule = self.options.rule
         places, counts = choose_pairs(answers, rule)
-        places = places[: rule.most - had]
-        counts["kept"] = len(places)
         report.counts.update({f"rule: {name}": counts[name] for name in RULES})
         used = {place: what for pair in places for place, what in zip(pair, ("chosen", "rejected"), strict=True)}
         self._note(row, answers, used, prefix or "", report)

@@ -22,6 +22,7 @@ def said(options: PairOptions, reports: Sequence[Mapping[str, Any]]) -> Said:
         name: {what: counts[f"{name} {what}"] / pairs for what in ("words", "present", "absent")}
         for name in ("chosen", "rejected")
     }
+    shorter = counts["chosen shorter"] / pairs
     summary = {
         "verifier": options.verifier,
         "answers": counts["answers"],
@@ -30,13 +31,13 @@ def said(options: PairOptions, reports: Sequence[Mapping[str, Any]]) -> Said:
         "pairs_by_rule": {name: counts[f"rule: {name}"] for name in RULES},
         "chosen": means["chosen"],
         "rejected": means["rejected"],
-        "chosen_shorter": counts["chosen shorter"] / pairs,
+        "chosen_shorter": shorter,
         "chosen_longer": counts["chosen longer"] / pairs,
     }
     warnings = []
-    if counts["rule: kept"] and summary["chosen_shorter"] > LEAK:
+    if counts["rule: kept"] and shorter > LEAK:
         warnings.append(
-            f"{summary['chosen_shorter']:.0%} of the chosen answers are shorter than the rejected ones, from which a model may learn to "
+            f"{shorter:.0%} of the chosen answers are shorter than the rejected ones, from which a model may learn to "
             "say less; lower --length-ratio"
         )
     return Said({"pairs": summary}, lines(summary), section(options, summary), warnings)

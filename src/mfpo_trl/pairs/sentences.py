@@ -40,13 +40,13 @@ def by_sentence(
             if isinstance(answers, Rejected) or isinstance(parts, Rejected):
                 reasons.setdefault(n, answers)
                 continue
-            for own in pipeline.chosen(rows[n], answers, report, prefixes[n], len(found[n])):
+            for own in pipeline.chosen(rows[n], answers, report, prefixes[n]):
                 if isinstance(own, Rejected):
                     reasons.setdefault(n, own)
                 else:
                     found[n].append(own)
             following = _following(answers)
-            if following is not None and len(found[n]) < pipeline.options.rule.most:
+            if following is not None and len(found[n]) < pipeline.options.most:
                 prefixes[n] += f"{answers[following].text} "
                 if parts[following][1].strip():
                     on.append(n)
