@@ -22,7 +22,7 @@ FLOORS = (
     "hub",
     "arguments data",
     "evaluation",
-    "trainer",
+    "trainer pairs",
     "__init__",
     "train demo",
     "check",

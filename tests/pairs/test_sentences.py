@@ -10,7 +10,7 @@ import tiny
 import world
 from datasets import load_dataset
 from stand_in_chat import StandInChat
-from test_pairs import contents, make, options, reasons, served
+from test_make_pairs import contents, make, options, reasons, served
 
 from mfpo_trl.demo.scenes import OBJECTS
 from mfpo_trl.demo.scoring import hallucinated, mentions
