@@ -90,6 +90,9 @@ def repeated(model: Any, inputs: dict[str, Any], count: int) -> dict[str, Any]:
 
     A model whose past cannot be cut and repeated (sliding windows, recurrent layers, prompt learning) reads each prompt as often as it
     answers; a line of the log says so.
+
+    Raises:
+        ValueError: pictures of different sizes that cannot be copied for such a model.
     """
     if count == 1:
         return inputs

@@ -84,7 +84,12 @@ class Loaded:
         self.batch_size = options.batch_size
 
     def answer(self, asked: Sequence[Asked], drawing: Drawing) -> Found:
-        """See `Policy`; all answers of a prompt at once."""
+        """See `Policy`; all answers of a prompt at once.
+
+        Raises:
+            ValueError: a prompt that cannot be encoded, or a model that gives no finite numbers.
+            MemoryError: a GPU does not hold a batch.
+        """
         import torch
 
         place = {id(own.prompt): number for number, own in enumerate(asked)}

@@ -129,7 +129,11 @@ class Kept:
         ]
 
     def texts(self) -> list[str | None]:
-        """The answer to each prompt in their order, None where there is none yet; raises as `pending` does."""
+        """The answer to each prompt in their order, None where there is none yet.
+
+        Raises:
+            ValueError: a line of a file that is no answer, or none to these prompts.
+        """
         there = {name: row for path in self.order for name, row in self._read(path).items()}
         return [there.get(identity(prompt.row), {}).get(TEXT) for prompt in self.prompts]
 

@@ -85,7 +85,11 @@ class Detected:
 
 
 def build_detected(options: Any, device: str | None, tagger: Any) -> Detected:
-    """The detectors that the options name, loaded; raises as `build_grounder` does."""
+    """The detectors that the options name, loaded.
+
+    Raises:
+        ValueError: a score out of range, or a grounder that cannot be loaded.
+    """
     found = []
     for number, name in enumerate(options.detector):
         low, high = CERTAIN.get(name, (0.5, 0.5))
