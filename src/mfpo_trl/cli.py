@@ -11,6 +11,7 @@ from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
 from .objective import add_methods
+from .loop import add_loop
 from .pairs import add_pairs
 from .recipes import add_recipes
 from .terminal import Parser, quiet
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_build(commands)
     add_pairs(commands)
+    add_loop(commands)
     add_preview(commands)
     add_push(commands)
     add_recipes(commands)

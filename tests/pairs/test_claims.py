@@ -57,6 +57,8 @@ def test_far_apart_in_claims_and_alike_in_all_else():
         ([answer("a", unsure="x"), answer("b", unsure="y")], Rule(), [], "decided nothing"),
         ([answer("a", "x"), answer("b", unsure="y")], Rule(), [], "about one answer only"),
         ([answer("a", "x"), answer("b b b", "", "y")], Rule(), [], "of near length"),
+        ([answer("...", "x"), answer("!", "", "y")], Rule(), [(0, 1)], None),
+        ([answer("一只狗。", "x"), answer("一只猫和一只鸟和一条鱼。", "", "y")], Rule(), [], "of near length"),
     ],
 )
 def test_what_makes_a_pair_and_what_does_not(answers, rule, pairs, why):
@@ -64,6 +66,19 @@ def test_what_makes_a_pair_and_what_does_not(answers, rule, pairs, why):
     assert found == pairs
     if why is not None:
         assert why in why_none(answers, counts, rule)
+
+
+def test_words():
+    assert answer("It's a well-lit room, 2nd: 一只dog!").words == [
+        "it's",
+        "a",
+        "well-lit",
+        "room",
+        "2nd",
+        "一",
+        "只",
+        "dog",
+    ]
 
 
 def test_an_answer_is_in_one_pair_at_most_and_equal_texts_are_one():

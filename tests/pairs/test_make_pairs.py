@@ -14,8 +14,10 @@ import pytest
 import tiny
 import world
 from datasets import Image, List, load_dataset
+from peft import LoraConfig, get_peft_model
 from stand_in_chat import KEY, StandInChat
 from test_trainer import CPU
+from transformers import AutoModelForImageTextToText
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.cli import main
@@ -198,6 +200,23 @@ def test_other_weights_are_another_build(scenes, folder, local, tmp_path, capsys
     own = options(scenes[0], local, model=tiny.save_pretrained(tmp_path / "other", seed=1), **LOCAL)
     with pytest.raises(ValueError, match="other options: model was"):
         make(own)
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_an_adapter_answers_unmerged_and_on_four_bits(four_bits, scenes, folder, local, tmp_path):
+    """Its answers are not those of the model that it lies on; the build knows both by their weights."""
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, r=4)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    if four_bits:
+        tiny.allow_four_bits()
+    own = options(
+        scenes[0], tmp_path / "set", model=folder, adapter=str(tmp_path / "adapter"), load_in_4bit=four_bits, **LOCAL
+    )
+    made = make(own)
+    told = json.loads((made / "build" / "options.json").read_text())
+    assert told["adapter"]["files"] == 1 and told["load_in_4bit"] is four_bits
+    assert rows_of(made)["chosen"] != rows_of(local)["chosen"]
 
 
 # Nothing is lost, and nothing is asked twice

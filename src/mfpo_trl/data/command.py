@@ -193,21 +193,29 @@ def with_recipe(argv: Sequence[str], command: str = "build", add: Callable[[Any]
         raise ValueError(f"the recipe {path} holds a {type(recipe).__name__}; expected keys and values")
     commands = argparse.ArgumentParser().add_subparsers()
     add(commands)
-    names = {
-        action.dest: action for action in commands.choices[command]._actions if action.dest not in ("help", "config")
-    }
+    return [*recipe_arguments(recipe, f"the recipe {path}", commands.choices[command]), *argv]
+
+
+def recipe_arguments(recipe: Mapping[str, Any], where: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Options of a command as keys -> its arguments.
+
+    Args:
+        where: names the recipe in an error.
+
+    Raises:
+        ValueError: a key that is no option.
+    """
+    names = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     arguments: list[str] = []
     for name, value in recipe.items():
         action = names.get(name.replace("-", "_"))
         if action is None:
             near = difflib.get_close_matches(name.replace("-", "_"), names, 1)
-            raise ValueError(
-                f"the recipe {path}: unknown key {name!r}{f', did you mean {near[0]!r}?' if near else ''}"
-            )
+            raise ValueError(f"{where}: unknown key {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
         if action.nargs == 0:
             arguments += [action.option_strings[0]] if value else []
         elif isinstance(value, list):
             arguments += [action.option_strings[0], *map(str, value)]
         elif value is not None:
             arguments.append(f"{action.option_strings[0]}={value}")
-    return [*arguments, *argv]
+    return arguments

@@ -11,7 +11,9 @@ from typing import Any
 
 PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 VERDICTS = (PRESENT, ABSENT, UNCERTAIN)
-WORD = re.compile(r"\w+(?:['’-]\w+)*")
+ALONE = "\u3040-\u30ff\u3400-\u9fff"
+"""Letters of scripts without blanks between words, each of which counts as one."""
+WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+(?:['’-][^\W{ALONE}]+)*")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def choose_pairs(answers: Sequence[Answer], rule: Rule) -> tuple[list[Pair], Cou
         if not _more_faithful(chosen, rejected, rule):
             continue
         counts["more faithful"] += 1
-        apart = abs(math.log(len(chosen.words) / len(rejected.words)))
+        apart = abs(math.log(max(1, len(chosen.words)) / max(1, len(rejected.words))))
         if apart > math.log(rule.length_ratio) + 1e-9:
             continue
         counts["of near length"] += 1

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data import add_dispreferred, add_running
+from ..data import add_dispreferred, add_running, recipe_arguments
 
 
 def add_pairs(commands: Any) -> None:
@@ -145,6 +146,19 @@ def _pairs(args: argparse.Namespace) -> int:
         print(f"mfpo pairs: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def options_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as keys, of which those that are left out have their defaults -> the fields that `make_pairs` takes.
+
+    Raises:
+        ValueError: a key that is no option.
+    """
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_pairs(commands)
+    parser = commands.choices["pairs"]
+    args = parser.parse_args(recipe_arguments(recipe, "pairs", parser))
+    return {name: value for name, value in vars(args).items() if name not in ("run", "config")}
 
 
 def make_pairs(given: dict[str, Any]) -> Path:

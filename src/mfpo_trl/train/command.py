@@ -24,7 +24,7 @@ from .benchmark import BenchmarkCallback, benchmark_of
 from .fields import Parser, read_recipe
 from .leftovers import without_leftovers
 from .options import check_options
-from .parts import TrainModelConfig, freeze_parts, peft_config
+from .parts import TrainModelConfig, adapter_folder, freeze_parts, load_adapter, peft_config
 from .splits import Splits, TrainScriptArguments
 from .start import fail, stopped
 
@@ -158,6 +158,12 @@ def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelC
             raise
         # Without a network transformers says that nothing is cached, and not of what.
         raise OSError(f"{given['model']}: {error}") from error
+    if going_on := adapter_folder(model):
+        logger.info(
+            f"Going on with the adapter {going_on}, whose state now is the reference; its own configuration counts"
+        )
+        given |= {"model": load_adapter(going_on, given), "quantization_config": None, "peft_config": None}
+    trainer = MFPOTrainer(**given)
     freeze_parts(trainer.model, model)
     for callback in given["callbacks"] or []:
         callback.trainer = trainer
