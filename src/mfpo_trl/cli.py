@@ -10,8 +10,8 @@ from . import __version__
 from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
-from .objective import add_methods
 from .loop import add_loop
+from .objective import add_methods
 from .pairs import add_pairs
 from .recipes import add_recipes
 from .terminal import Parser, quiet
