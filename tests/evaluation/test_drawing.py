@@ -9,10 +9,10 @@ import tiny
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from mfpo_trl.evaluation import drawing as module
-from mfpo_trl.evaluation.drawing import Drawing, draw, first_sentence
-from mfpo_trl.evaluation.generate import Decoding, answer, encode, written
-from mfpo_trl.evaluation.prompts import Prompt, one_turn
+from mfpo_trl.evaluation.generation import drawing as module
+from mfpo_trl.evaluation.generation.drawing import Drawing, draw, first_sentence
+from mfpo_trl.evaluation.generation.generate import Decoding, answer, encode, written
+from mfpo_trl.evaluation.generation.prompts import Prompt, one_turn
 
 
 def prompt(text: str, *pictures, name=0) -> Prompt:

@@ -146,7 +146,7 @@ class Pipeline:
         columns = self.columns()
         self.source = self.recognised(columns)
         self.roots = image_roots(options.dataset, options.image_root)
-        check_unread(self.rows, options.dataset, self.roots, SOURCES[self.source].images)
+        check_unread(self.rows, options.dataset, self.roots, self.image_columns)
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
         begun = "answer_prefix" in {*columns, *SOURCES[self.source].texts}
@@ -174,6 +174,11 @@ class Pipeline:
             ValueError: it is of none that is known.
         """
         return recognise(columns) if self.options.source == "auto" else self.options.source
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """Where rows of the source have their images."""
+        return SOURCES[self.source].images
 
     def columns(self) -> list[str]:
         """Those of the source, as far as its first rows tell."""

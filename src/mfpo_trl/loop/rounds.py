@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.writing import replace
-from ..evaluation import During, load_base, load_processor, place_of, run_merge, weights_told, with_adapter
+from ..evaluation import During, run_merge
+from ..evaluation.generation import weights_told
+from ..evaluation.models import load_base, load_processor, place_of, with_adapter
 from ..pairs import make_pairs, options_of
 from ..train import main as train
 from .recipe import LoopRecipe

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BuildOptions
-from ..evaluation import DTYPES, Drawing, Endpoint, weights_told
+from ..evaluation import Endpoint
+from ..evaluation.generation import Drawing, weights_told
+from ..evaluation.models import DTYPES
 from .claims import Rule
 from .verifiers import VERIFIERS
 

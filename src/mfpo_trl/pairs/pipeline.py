@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..data import Pipeline, Rejected, Row, each
 from ..data.writing import PartReport, Said, beside, features
+from ..evaluation.generation import IMAGES
 from ..images import encode_rle, regions_per_image
 from ..rows import plain_text
 from .asking import ENDS, Asking, ReadPrompt, read_questions
@@ -48,6 +49,11 @@ class PairsPipeline(Pipeline):
     def recognised(self, columns: Sequence[str]) -> str:
         """There is one convention: rows with images and prompts."""
         return "prompts"
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """Where rows have their images."""
+        return IMAGES
 
     @cached_property
     def policy(self) -> Policy:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data import Rejected, Row
 from ..data.writing import PartReport
-from ..evaluation import first_sentence
+from ..evaluation.generation import first_sentence
 from .claims import Answer
 
 

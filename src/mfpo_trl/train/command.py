@@ -151,6 +151,11 @@ def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelC
         # Now, and not when everything is trained.
         check_strategy(training)
         open_repository(hub_id(training), private=bool(training.hub_private_repo), token=training.hub_token)
+    if going_on := adapter_folder(model):
+        logger.info(
+            f"Going on with the adapter {going_on}, whose state now is the reference; its own configuration counts"
+        )
+        given |= {"model": load_adapter(going_on, given), "quantization_config": None, "peft_config": None}
     try:
         trainer = MFPOTrainer(**given)
     except OSError as error:
@@ -158,12 +163,6 @@ def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelC
             raise
         # Without a network transformers says that nothing is cached, and not of what.
         raise OSError(f"{given['model']}: {error}") from error
-    if going_on := adapter_folder(model):
-        logger.info(
-            f"Going on with the adapter {going_on}, whose state now is the reference; its own configuration counts"
-        )
-        given |= {"model": load_adapter(going_on, given), "quantization_config": None, "peft_config": None}
-    trainer = MFPOTrainer(**given)
     freeze_parts(trainer.model, model)
     for callback in given["callbacks"] or []:
         callback.trainer = trainer

@@ -11,7 +11,7 @@ from accelerate.logging import get_logger
 from torch import nn
 from trl import ModelConfig, get_peft_config
 
-from ..evaluation import place_of
+from ..evaluation.models import place_of
 from ..requirements import check_quantised
 from ..weights import refuse_pickles, safetensors_only
 

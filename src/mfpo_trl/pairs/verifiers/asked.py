@@ -7,19 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...data import Row
-from ...evaluation import (
-    Drawing,
-    Endpoint,
-    Judge,
-    Key,
-    Prompt,
-    Question,
-    Verdicts,
-    digest,
-    first_sentence,
-    one_turn,
-    user_message,
-)
+from ...evaluation import Endpoint, user_message
+from ...evaluation.benchmarks import Judge, Key, Question, Verdicts, digest
+from ...evaluation.generation import Drawing, Prompt, first_sentence, one_turn
 from ..claims import ABSENT, PRESENT, UNCERTAIN, Claim
 from ..policies import Asked, Policy
 from .detector import distinct, named_things

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...data import Row
-from ...evaluation import Objects, Truth, image_id, read_synonyms, singular_words
+from ...evaluation.benchmarks import Objects, Truth, image_id, read_synonyms, singular_words
 from ..claims import ABSENT, PRESENT, Claim
 
 
