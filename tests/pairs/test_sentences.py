@@ -11,7 +11,9 @@ import world
 from datasets import load_dataset
 from stand_in_chat import StandInChat
 from test_make_pairs import contents, make, options, reasons, served
+from test_trainer import CPU
 
+from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.demo.scenes import OBJECTS
 from mfpo_trl.demo.scoring import hallucinated, mentions
 from mfpo_trl.rows.schema import plain_text
@@ -96,3 +98,14 @@ def test_a_loaded_model_goes_on_from_its_beginning(scenes, tmp_path):
     two = make(options(scenes[0], tmp_path / "two", **changes))
     rows = load_dataset(str(one), split="train")
     assert contents(one) == contents(two) and len(rows) > 0
+
+
+def test_pairs_by_sentence_train_as_they_are(scenes, tmp_path):
+    """The beginning is read with the prompt, by the objective whose rows these are."""
+    with StandInChat(Storyteller(scenes[1])) as server:
+        own = make(options(scenes[0], tmp_path / "set", **served(server, limit=4, **BY_SENTENCE)))
+    args = MFPOConfig(output_dir=str(tmp_path / "trained"), **{**CPU, "max_steps": 1})
+    data = load_dataset(str(own), split="train")
+    trainer = MFPOTrainer(tiny.model(1), tiny.model(), args, train_dataset=data, processing_class=tiny.processor())
+    trainer.train()
+    assert np.isfinite(trainer.state.log_history[0]["loss"])

@@ -12,7 +12,7 @@ from ..images import USUAL_RESOLUTION, DispreferredImages, check_corruption, cor
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
-from .reading import SOURCES, check_unread, image_roots, open_rows, recognise, repeated
+from .reading import SOURCES, Source, check_unread, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
 from .writing import PartReport, Parts, Said, features
 
@@ -146,10 +146,10 @@ class Pipeline:
         columns = self.columns()
         self.source = self.recognised(columns)
         self.roots = image_roots(options.dataset, options.image_root)
-        check_unread(self.rows, options.dataset, self.roots, self.image_columns)
+        check_unread(self.rows, options.dataset, self.roots, self.convention.images)
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
-        begun = "answer_prefix" in {*columns, *SOURCES[self.source].texts}
+        begun = "answer_prefix" in {*columns, *self.convention.texts}
         self.features = features(options.materialize or bool(brings), begun)
 
     @property
@@ -176,9 +176,9 @@ class Pipeline:
         return recognise(columns) if self.options.source == "auto" else self.options.source
 
     @property
-    def image_columns(self) -> tuple[str, ...]:
-        """Where rows of the source have their images."""
-        return SOURCES[self.source].images
+    def convention(self) -> Source:
+        """How rows of the source are published."""
+        return SOURCES[self.source]
 
     def columns(self) -> list[str]:
         """Those of the source, as far as its first rows tell."""

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ..data import Pipeline, Rejected, Row, each
+from ..data.reading import Source
 from ..data.writing import PartReport, Said, beside, features
 from ..evaluation.generation import IMAGES
 from ..images import encode_rle, regions_per_image
@@ -40,10 +41,7 @@ class PairsPipeline(Pipeline):
     def __init__(self, options: PairOptions, device: str | None = None):
         self.questions = read_questions(options.questions)
         super().__init__(options, device)
-        columns = features(options.materialize)
-        if options.by == "sentence":
-            columns["answer_prefix"] = columns["id"]
-        self.features = columns
+        self.features = features(options.materialize, answer_prefix=options.by == "sentence")
         self.samples: list[dict[str, Any]] = []
 
     def recognised(self, columns: Sequence[str]) -> str:
@@ -51,9 +49,9 @@ class PairsPipeline(Pipeline):
         return "prompts"
 
     @property
-    def image_columns(self) -> tuple[str, ...]:
-        """Where rows have their images."""
-        return IMAGES
+    def convention(self) -> Source:
+        """Rows without answers."""
+        return Source((), lambda row: [], IMAGES)
 
     @cached_property
     def policy(self) -> Policy:
