@@ -22,10 +22,10 @@ FLOORS = (
     "hub",
     "arguments data",
     "evaluation",
-    "trainer",
+    "trainer pairs",
     "__init__",
     "train demo",
-    "check",
+    "check loop",
     "cli",
 )
 """Rooms, and the files beside them, from the ground up; each may import what lies below it."""

@@ -10,7 +10,9 @@ from . import __version__
 from .data import add_build, add_preview, with_recipe
 from .hub import add_push
 from .leaving import run
+from .loop import add_loop
 from .objective import add_methods
+from .pairs import add_pairs
 from .recipes import add_recipes
 from .terminal import Parser, quiet
 
@@ -49,11 +51,11 @@ def _main(argv: list[str]) -> int:
         from .evaluation import run_reliance
 
         return run_reliance(argv[1:], _rows)
-    if argv[:1] == ["build"]:
+    if argv[:1] in (["build"], ["pairs"]):
         try:
-            argv = ["build", *with_recipe(argv[1:])]
+            argv = [argv[0], *with_recipe(argv[1:], argv[0], add_build if argv[0] == "build" else add_pairs)]
         except ValueError as error:
-            print(f"mfpo build: error: {error}", file=sys.stderr)
+            print(f"mfpo {argv[0]}: error: {error}", file=sys.stderr)
             return 1
     args = build_parser().parse_args(argv)
     return args.run(args)
@@ -90,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     add_build(commands)
+    add_pairs(commands)
+    add_loop(commands)
     add_preview(commands)
     add_push(commands)
     add_recipes(commands)

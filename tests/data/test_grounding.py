@@ -533,7 +533,7 @@ def test_what_a_users_function_may_not_return(returned, message, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("grounding-dino", {}, "did you mean 'grounding-dino-sam'"),
+        ("grounding-dino-san", {}, "did you mean 'grounding-dino-sam'"),
         ("clip-seg", {}, "did you mean 'clipseg'"),
         ("no_such_module:ground", {}, "cannot be imported"),
         ("test_grounding:no_such_function", {}, "cannot be imported"),

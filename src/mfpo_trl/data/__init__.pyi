@@ -1,5 +1,12 @@
+from .build import run as run
 from .command import add_build as add_build
+from .command import add_dispreferred as add_dispreferred
 from .command import add_preview as add_preview
+from .command import add_running as add_running
+from .command import recipe_arguments as recipe_arguments
 from .command import with_recipe as with_recipe
+from .pipeline import BuildOptions as BuildOptions
+from .pipeline import Pipeline as Pipeline
+from .pipeline import each as each
 from .stages import Rejected as Rejected
 from .stages import Row as Row

@@ -1,4 +1,4 @@
-"""`mfpo build`: from text-preference data to image-preference data, part by part, in one process or many."""
+"""Part by part, in one process or many: `mfpo build`, and whatever else is built in parts."""
 
 import os
 import signal
@@ -18,8 +18,12 @@ from .pipeline import BuildOptions, Pipeline
 from .writing import finish, remember
 
 
-def run(options: BuildOptions) -> Path:
+def run(options: BuildOptions, kind: type[Pipeline] = Pipeline) -> Path:
     """Build what is missing of a data set, and finish it when all parts of all shards are there.
+
+    Args:
+        options: what is built from what.
+        kind: what builds a part of it.
 
     Returns:
         The folder of the data set.
@@ -40,58 +44,59 @@ def run(options: BuildOptions) -> Path:
 
         # Ranks meet now, and again at the end, which may be days apart for a slow one.
         everyone = PartialState(cpu=True, timeout=timedelta(days=30))
-    pipeline = Pipeline(options, _gpu(int(os.environ.get("LOCAL_RANK", 0))) if world > 1 else None)
-    identity = {"source": pipeline.source, "source_content": pipeline.rows.identity}
-    remember(options.output, options.remembered(pipeline.count) | identity)
+    work = kind(options, _gpu(int(os.environ.get("LOCAL_RANK", 0))) if world > 1 else None)
+    remember(options.output, work.remembered)
     mine = options.shard_index * world + rank
-    todo = [part for part in pipeline.parts.missing() if part % (options.shards * world) == mine]
+    todo = [part for part in work.parts.missing() if part % (options.shards * world) == mine]
     print(
-        f"{options.dataset}: {pipeline.count} rows, read as {pipeline.source}; {len(todo)} of "
-        f"{len(pipeline.parts.ranges)} parts to build{f' on rank {rank}' if world > 1 else ''}.",
+        f"{work.told}; {len(todo)} of "
+        f"{len(work.parts.ranges)} parts to build{f' on rank {rank}' if world > 1 else ''}.",
         flush=True,
     )
     started = time.perf_counter()
-    for _ in _progress(options, pipeline, todo, rank):
+    for _ in _progress(options, kind, work, todo, rank):
         pass
     if world > 1:
         everyone.wait_for_everyone()
-    missing = pipeline.parts.missing()
+    missing = work.parts.missing()
     if missing and rank == 0:
         print(f"{len(missing)} parts belong to other shards; the shard that is last writes the report.", flush=True)
     elif rank == 0:
-        finish(options, pipeline, time.perf_counter() - started if todo else None)
+        finish(options, work, time.perf_counter() - started if todo else None)
     return options.output
 
 
-def _progress(options: BuildOptions, pipeline: Pipeline, todo: Sequence[int], rank: int) -> Iterator[None]:
+def _progress(
+    options: BuildOptions, kind: type[Pipeline], work: Pipeline, todo: Sequence[int], rank: int
+) -> Iterator[None]:
     """Build parts under a bar that counts rows of the source."""
     from tqdm.auto import tqdm
 
-    sizes = [len(rows) for rows in pipeline.parts.ranges]
+    sizes = [len(rows) for rows in work.parts.ranges]
     total = sum(sizes[part] for part in todo)
     with tqdm(total=total, unit="row", desc="Building", disable=not (options.progress and total) or rank > 0) as bar:
         if options.engine == "ray":
-            yield from _with_ray(options, todo, lambda part: bar.update(sizes[part]))
+            yield from _with_ray(options, kind, todo, lambda part: bar.update(sizes[part]))
         elif options.num_proc > 1 and len(todo) > 1:
-            yield from _with_processes(options, todo, lambda part: bar.update(sizes[part]))
+            yield from _with_processes(options, kind, todo, lambda part: bar.update(sizes[part]))
         else:
             for part in todo:
-                pipeline.build(part, bar.update)
+                work.build(part, bar.update)
                 yield
 
 
-_PIPELINE: Pipeline | None = None
+_WORK: Pipeline | None = None
 
 
-def _start(options: BuildOptions, places: Any) -> None:
-    """Load the pipeline of a process, on a GPU of its own where there are several."""
-    global _PIPELINE
+def _start(options: BuildOptions, kind: type[Pipeline], places: Any) -> None:
+    """Load what a process builds with, on a GPU of its own where there are several."""
+    global _WORK
     import torch
 
     # Ctrl-C reaches the main process, which stops this one after its part.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _PIPELINE = Pipeline(options, _gpu(places.get()))
+    _WORK = kind(options, _gpu(places.get()))
 
 
 def _gpu(place: int) -> str | None:
@@ -101,17 +106,19 @@ def _gpu(place: int) -> str | None:
 
 
 def _build(part: int) -> int:
-    assert _PIPELINE is not None, "each process starts with its own"
-    _PIPELINE.build(part)
+    assert _WORK is not None, "each process starts with its own"
+    _WORK.build(part)
     return part
 
 
-def _with_processes(options: BuildOptions, todo: Sequence[int], done: Callable[[int], Any]) -> Iterator[None]:
+def _with_processes(
+    options: BuildOptions, kind: type[Pipeline], todo: Sequence[int], done: Callable[[int], Any]
+) -> Iterator[None]:
     context = get_context("spawn")
     places = context.Queue()
     for place in range(options.num_proc):
         places.put(place)
-    with ProcessPoolExecutor(options.num_proc, context, _start, (options, places)) as pool:
+    with ProcessPoolExecutor(options.num_proc, context, _start, (options, kind, places)) as pool:
         futures = [pool.submit(_build, part) for part in todo]
         try:
             for future in as_completed(futures):
@@ -126,18 +133,20 @@ def _with_processes(options: BuildOptions, todo: Sequence[int], done: Callable[[
 
 
 class _Actor:
-    """The same pipeline for Ray Data: a batch is a part."""
+    """The same for Ray Data: a batch is a part."""
 
-    def __init__(self, options: BuildOptions):
-        self.pipeline = Pipeline(options)
+    def __init__(self, options: BuildOptions, kind: type[Pipeline]):
+        self.work = kind(options, None)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for part in batch["item"].tolist():
-            self.pipeline.build(part)
+            self.work.build(part)
         return batch
 
 
-def _with_ray(options: BuildOptions, todo: Sequence[int], done: Callable[[int], Any]) -> Iterator[None]:
+def _with_ray(
+    options: BuildOptions, kind: type[Pipeline], todo: Sequence[int], done: Callable[[int], Any]
+) -> Iterator[None]:
     try:
         import ray
         import ray.data
@@ -151,7 +160,7 @@ def _with_ray(options: BuildOptions, todo: Sequence[int], done: Callable[[int], 
     parts = ray.data.from_items(list(todo), override_num_blocks=len(todo))
     built = parts.map_batches(
         _Actor,
-        fn_constructor_args=(options,),
+        fn_constructor_args=(options, kind),
         batch_size=1,
         num_gpus=gpus or None,
         compute=ray.data.ActorPoolStrategy(size=options.num_proc),

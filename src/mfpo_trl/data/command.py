@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def add_build(commands: Any) -> None:
     _add_rows(parser)
     _add_images(parser)
     _add_difficulty(parser)
-    _add_running(parser)
+    add_running(parser)
     parser.set_defaults(run=_build)
 
 
@@ -59,10 +59,15 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     regions.add_argument(
         "--grounder",
         default="grounding-dino-sam",
-        help="grounding-dino-sam, owlv2-sam, clipseg, sam3, column (the row's own), random, none, or package.module:function",
+        help="grounding-dino-sam, owlv2-sam, grounding-dino or owlv2 (boxes as they are), clipseg, sam3, column (the row's own), random, none, or package.module:function",
     )
     regions.add_argument("--grounder-model", help="its weights, where not the default")
     regions.add_argument("--segmenter-model", help="the weights of SAM, where not the default")
+    add_dispreferred(parser)
+
+
+def add_dispreferred(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the dispreferred images."""
     images = parser.add_argument_group("dispreferred images")
     images.add_argument("--corruption", choices=CORRUPTIONS, default="diffusion")
     images.add_argument("--schedule", default="vcd_sigmoid", help="of the noise")
@@ -90,11 +95,12 @@ def _add_difficulty(parser: argparse.ArgumentParser) -> None:
     hard.add_argument("--stages", type=int, default=3, help="into how many the rows are cut by difficulty")
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def add_running(parser: argparse.ArgumentParser, part_rows: int = 512) -> None:
+    """Add the options that say where and how fast."""
     how = parser.add_argument_group("how it runs")
     how.add_argument("--output", type=Path, help="folder of the data set")
     how.add_argument("--batch-size", type=int, default=8)
-    how.add_argument("--part-rows", type=int, default=512, help="rows of the source in a part file")
+    how.add_argument("--part-rows", type=int, default=part_rows, help="rows of the source in a part file")
     how.add_argument("--num-proc", type=int, default=1, help="processes, or Ray actors, of this machine")
     how.add_argument("--engine", choices=("local", "ray"), default="local")
     how.add_argument("--shards", type=int, default=1, help="jobs that build this data set together, on a shared disk")
@@ -112,10 +118,15 @@ def add_preview(commands: Any) -> None:
         description="Draw rows of a built data set: image with its regions, dispreferred image, texts, difficulty.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="the output of mfpo build")
+    parser.add_argument("folder", type=Path, help="the output of mfpo build or mfpo pairs")
     parser.add_argument("--n", type=int, default=16, help="rows")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="a .png or a self-contained .html")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument(
+        "--samples",
+        action="store_true",
+        help="of mfpo pairs: every answer, its claims marked as present, absent or uncertain",
+    )
     parser.set_defaults(run=_preview)
 
 
@@ -123,7 +134,7 @@ def _preview(args: argparse.Namespace) -> int:
     from .preview import preview
 
     try:
-        print(preview(args.folder, args.n, args.output, args.seed))
+        print(preview(args.folder, args.n, args.output, args.seed, args.samples))
     except (ValueError, OSError) as error:
         print(f"mfpo preview: error: {error}", file=sys.stderr)
         return 1
@@ -152,8 +163,13 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def with_recipe(argv: Sequence[str]) -> list[str]:
-    """The arguments of `mfpo build`, with the options of its `--config` before them, where they lose against them.
+def with_recipe(argv: Sequence[str], command: str = "build", add: Callable[[Any], None] = add_build) -> list[str]:
+    """The arguments of a command, with the options of its `--config` before them, where they lose against them.
+
+    Args:
+        argv: what stands behind the command.
+        command: its name.
+        add: adds it to the commands of a parser.
 
     Raises:
         ValueError: a recipe that is none, or has a key that is no option.
@@ -169,25 +185,37 @@ def with_recipe(argv: Sequence[str]) -> list[str]:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         if not path.exists() and str(path) in shipped_files():
-            raise ValueError(f"{path} is a recipe of mfpo train; mfpo build reads a file of its own options") from None
+            raise ValueError(
+                f"{path} is a recipe of mfpo train; mfpo {command} reads a file of its own options"
+            ) from None
         raise ValueError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(recipe, Mapping):
         raise ValueError(f"the recipe {path} holds a {type(recipe).__name__}; expected keys and values")
     commands = argparse.ArgumentParser().add_subparsers()
-    add_build(commands)
-    names = {
-        action.dest: action for action in commands.choices["build"]._actions if action.dest not in ("help", "config")
-    }
+    add(commands)
+    return [*recipe_arguments(recipe, f"the recipe {path}", commands.choices[command]), *argv]
+
+
+def recipe_arguments(recipe: Mapping[str, Any], where: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Options of a command as keys -> its arguments.
+
+    Args:
+        where: names the recipe in an error.
+
+    Raises:
+        ValueError: a key that is no option.
+    """
+    names = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     arguments: list[str] = []
     for name, value in recipe.items():
         action = names.get(name.replace("-", "_"))
         if action is None:
             near = difflib.get_close_matches(name.replace("-", "_"), names, 1)
-            raise ValueError(
-                f"the recipe {path}: unknown key {name!r}{f', did you mean {near[0]!r}?' if near else ''}"
-            )
+            raise ValueError(f"{where}: unknown key {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
         if action.nargs == 0:
             arguments += [action.option_strings[0]] if value else []
+        elif isinstance(value, list):
+            arguments += [action.option_strings[0], *map(str, value)]
         elif value is not None:
             arguments.append(f"{action.option_strings[0]}={value}")
-    return [*arguments, *argv]
+    return arguments

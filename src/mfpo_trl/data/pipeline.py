@@ -1,7 +1,7 @@
 """What `mfpo build` builds, and everything that builds one part of it."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,9 @@ from ..images import USUAL_RESOLUTION, DispreferredImages, check_corruption, cor
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
-from .reading import SOURCES, check_unread, image_roots, open_rows, recognise, repeated
+from .reading import SOURCES, Source, check_unread, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
-from .writing import PartReport, Parts, features
+from .writing import PartReport, Parts, Said, features
 
 PART_ROWS = 512
 """Rows of the source that a part is made from: what a killed build has to do again at most, per process."""
@@ -143,16 +143,45 @@ class Pipeline:
         self.count = min(len(self.rows), options.limit or len(self.rows))
         if not self.count:
             raise ValueError(f"the data set {options.dataset!r} has no rows")
-        columns = self._columns()
-        self.source = recognise(columns) if options.source == "auto" else options.source
+        columns = self.columns()
+        self.source = self.recognised(columns)
         self.roots = image_roots(options.dataset, options.image_root)
-        check_unread(self.rows, options.dataset, self.roots, SOURCES[self.source].images)
+        check_unread(self.rows, options.dataset, self.roots, self.convention.images)
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
-        begun = "answer_prefix" in {*columns, *SOURCES[self.source].texts}
+        begun = "answer_prefix" in {*columns, *self.convention.texts}
         self.features = features(options.materialize or bool(brings), begun)
 
-    def _columns(self) -> list[str]:
+    @property
+    def told(self) -> str:
+        """What is read, for who looks on."""
+        return f"{self.options.dataset}: {self.count} rows, read as {self.source}"
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What decides the parts' content."""
+        identity = {"source": self.source, "source_content": self.rows.identity}
+        return self.options.remembered(self.count) | identity
+
+    def more(self, reports: Sequence[Mapping[str, Any]]) -> Said:
+        """What is said beside what every build counts, from the reports of the parts."""
+        return Said()
+
+    def recognised(self, columns: Sequence[str]) -> str:
+        """The convention that the source is read by.
+
+        Raises:
+            ValueError: it is of none that is known.
+        """
+        return recognise(columns) if self.options.source == "auto" else self.options.source
+
+    @property
+    def convention(self) -> Source:
+        """How rows of the source are published."""
+        return SOURCES[self.source]
+
+    def columns(self) -> list[str]:
+        """Those of the source, as far as its first rows tell."""
         if hasattr(self.rows, "dataset"):
             return self.rows.dataset.column_names
         rows = [row for row in self.rows.read(range(min(100, self.count))) if not isinstance(row, Exception)]
@@ -161,7 +190,7 @@ class Pipeline:
     @cached_property
     def repeated(self) -> dict[int, int]:
         """The rows whose id an earlier row has, and the how-manieth they are."""
-        starts = range(0, self.count, 4096) if "id" in self._columns() else ()
+        starts = range(0, self.count, 4096) if "id" in self.columns() else ()
         return repeated(own for start in starts for own in self._ids(start))
 
     def _ids(self, start: int) -> list[Any]:
@@ -219,37 +248,56 @@ class Pipeline:
             done += self._batch(numbers, report)
             progress(len(numbers))
         with report.timed("storage"):
-            stored = [{name: row.get(name) for name in self.features} for row in done]
-            self.parts.write(part, stored, self.features)
+            self.store(part, done)
         self.parts.note(part, report.summary(done, len(rows)))
 
+    def store(self, part: int, rows: Sequence[Row]) -> None:
+        """Write the rows of a part down."""
+        stored = [{name: row.get(name) for name in self.features} for row in rows]
+        self.parts.write(part, stored, self.features)
+
     def _batch(self, numbers: range, report: PartReport) -> list[Row]:
+        rows = self.preference_rows(numbers, report)
+        for name, stage in self.stages.items():
+            with report.timed(name):
+                rows = report.kept(each(stage, rows), [row["number"] for row in rows])
+        for row in rows:
+            # What is no longer needed would fill the memory until the part is written.
+            del row["pictures"]
+        return rows
+
+    def preference_rows(self, numbers: range, report: PartReport) -> list[Row]:
+        """What these rows of the source hold, for the stages."""
+        return self.read(numbers, Read(self.source, self.roots), report)
+
+    def read(self, numbers: range, read: Callable[[Any, int], list[Row | Rejected]], report: PartReport) -> list[Row]:
+        """Rows of the source as `read` takes them, each under an id of its own."""
         with report.timed("reading"):
-            read = Read(self.source, self.roots)
             rows = []
             for number, raw in zip(numbers, self.rows.read(numbers), strict=True):
                 found = read(raw, number)
                 if number in self.repeated:
                     found = [_renamed(row, self.repeated[number]) for row in found]
                 rows += report.kept(found, [number] * len(found))
-        for name, stage in self.stages.items():
-            with report.timed(name):
-                rows = report.kept(_each(stage, rows), [row["number"] for row in rows])
-        for row in rows:
-            # What is no longer needed would fill the memory until the part is written.
-            del row["pictures"]
         return rows
 
 
-def _each(stage: Callable[[list[Row]], list[Row | Rejected]], rows: list[Row]) -> list[Row | Rejected]:
+def each(
+    stage: Callable[[list[Row]], list[Row | Rejected]],
+    rows: list[Row],
+    fatal: tuple[type[Exception], ...] = (ImportError,),
+) -> list[Row | Rejected]:
     """A stage on a batch; where it fails, on each row alone, so that a bad one costs itself only.
 
+    Args:
+        fatal: errors that are no row's fault.
+
     Raises:
-        Exception: every row of the batch fails in the same way, which is no row's fault.
+        Exception: one of these, or every row of the batch fails in the same way.
     """
     try:
         return stage([{**row} for row in rows])
-    except ImportError:
+    except fatal:
         raise
     except Exception as error:
         found = [own for row in rows for own in _alone(stage, row)]

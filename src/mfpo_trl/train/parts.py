@@ -2,15 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
 from torch import nn
 from trl import ModelConfig, get_peft_config
 
+from ..evaluation.models import place_of
 from ..requirements import check_quantised
+from ..weights import refuse_pickles, safetensors_only
 
 logger = get_logger(__name__)
 
@@ -59,6 +62,34 @@ def peft_config(model: TrainModelConfig) -> Any:
         # TRL makes a text of a list of one, and PEFT takes a text for the pattern of a whole path.
         config.target_modules = [config.target_modules]
     return config
+
+
+def adapter_folder(model: TrainModelConfig) -> str | None:
+    """The folder of an adapter that is named in place of a model, to be trained further; None where there is none."""
+    name = model.model_name_or_path or ""
+    return name if Path(name, "adapter_config.json").is_file() else None
+
+
+def load_adapter(folder: str, given: Mapping[str, Any]) -> Any:
+    """The adapter on the model that it names, to be trained further.
+
+    Args:
+        given: what a trainer is built with; its arguments say how the model is loaded.
+
+    Raises:
+        ValueError: an adapter that names no model, or weights that are pickles.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    place, training = place_of(folder), given["args"]
+    refuse_pickles(folder)
+    options = {**(training.model_init_kwargs or {}), "quantization_config": given["quantization_config"]}
+    if options["quantization_config"] is not None:
+        options.setdefault("device_map", {"": training.device})
+    with safetensors_only(place.base):
+        base = AutoModelForImageTextToText.from_pretrained(place.base, use_safetensors=True, **options)
+    return PeftModel.from_pretrained(base, folder, is_trainable=True)
 
 
 def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:

@@ -4,6 +4,8 @@
 |---|---|---|---|
 | `grounding-dino-sam` | boxes by Grounding DINO, masks by SAM; the recommended one | 0.35, of a box | 0.25, of a phrase |
 | `owlv2-sam` | boxes by OWLv2, masks by SAM | 0.2, of a box | - |
+| `grounding-dino` | boxes by Grounding DINO, as they are | 0.35, of a box | 0.25, of a phrase |
+| `owlv2` | boxes by OWLv2, as they are | 0.2, of a box | - |
 | `clipseg` | a heat map by CLIPSeg | 0.5, of a pixel | - |
 | `sam3` | instances by SAM 3 (needs torchvision) | 0.5, of an instance | - |
 | `random` | not at all: a random rectangle of 20 % of each image | - | - |
@@ -33,7 +35,7 @@ from PIL import Image
 from ...images import random_region
 from ...rows import enlarged, row_digest, row_generator, to_rgb
 from .detectors import Detector, GroundingDino, Owlv2
-from .segmenters import BoxesThenMasks, ClipSeg, Masker, Sam, Sam3
+from .segmenters import BoxesThenMasks, ClipSeg, Masker, Rectangles, Sam, Sam3
 
 SEGMENTER = "facebook/sam-vit-base"
 """The SAM that turns boxes into masks where no other is named."""
@@ -285,26 +287,30 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _grounding_dino_sam(settings: Settings) -> Grounder:
-    detector = GroundingDino(
+def _grounding_dino(settings: Settings) -> Detector:
+    return GroundingDino(
         settings.model or "IDEA-Research/grounding-dino-tiny",
         settings.device,
         settings.batch_size,
         _or(settings.box_threshold, 0.35),
         _or(settings.text_threshold, 0.25),
     )
-    return _with_sam(detector, settings)
 
 
-def _owlv2_sam(settings: Settings) -> Grounder:
+def _owlv2(settings: Settings) -> Detector:
     model = settings.model or "google/owlv2-base-patch16-ensemble"
-    return _with_sam(Owlv2(model, settings.device, settings.batch_size, _or(settings.box_threshold, 0.2)), settings)
+    return Owlv2(model, settings.device, settings.batch_size, _or(settings.box_threshold, 0.2))
 
 
-def _with_sam(detector: Detector, settings: Settings) -> Grounder:
+def _with_sam(detector: Callable[[Settings], Detector], settings: Settings) -> Grounder:
+    boxes = detector(settings)
     return ModelGrounder(
-        BoxesThenMasks(detector, Sam(settings.segmenter or SEGMENTER, settings.device, settings.batch_size))
+        BoxesThenMasks(boxes, Sam(settings.segmenter or SEGMENTER, settings.device, settings.batch_size))
     )
+
+
+def _boxes(detector: Callable[[Settings], Detector], settings: Settings) -> Grounder:
+    return ModelGrounder(BoxesThenMasks(detector(settings), Rectangles()))
 
 
 def _pair_masker(kind: type[ClipSeg | Sam3], model: str, settings: Settings) -> Grounder:
@@ -313,8 +319,10 @@ def _pair_masker(kind: type[ClipSeg | Sam3], model: str, settings: Settings) -> 
 
 
 GROUNDERS: dict[str, Callable[..., Grounder]] = {
-    "grounding-dino-sam": _grounding_dino_sam,
-    "owlv2-sam": _owlv2_sam,
+    "grounding-dino-sam": partial(_with_sam, _grounding_dino),
+    "owlv2-sam": partial(_with_sam, _owlv2),
+    "grounding-dino": partial(_boxes, _grounding_dino),
+    "owlv2": partial(_boxes, _owlv2),
     "clipseg": partial(_pair_masker, ClipSeg, "CIDAS/clipseg-rd64-refined"),
     "sam3": partial(_pair_masker, Sam3, "facebook/sam3"),
     "random": lambda settings: RandomRegions(settings.seed),

@@ -96,10 +96,26 @@ class Sam:
         return full.any(dim=0)[0].cpu().numpy()
 
 
-class BoxesThenMasks:
-    """A detector's boxes turned into masks by SAM: a phrase's mask is the union over its boxes, its score that of the best."""
+class Rectangles:
+    """Masks from boxes without a model: what the boxes cover, every pixel that they touch included."""
 
-    def __init__(self, detector: Detector, segmenter: Sam):
+    def unions(
+        self, images: Sequence[Image.Image], boxes: Sequence[Sequence[np.ndarray]]
+    ) -> Iterator[list[np.ndarray]]:
+        """As of `Sam`."""
+        for image, groups in zip(images, boxes, strict=True):
+            masks = [np.zeros(image.size[::-1], dtype=bool) for _ in groups]
+            for mask, group in zip(masks, groups, strict=True):
+                for x0, y0, x1, y1 in np.asarray(group).reshape(-1, 4):
+                    rows, columns = (slice(max(0, int(a)), max(0, int(np.ceil(b)))) for a, b in ((y0, y1), (x0, x1)))
+                    mask[rows, columns] = True
+            yield masks
+
+
+class BoxesThenMasks:
+    """A detector's boxes turned into masks: a phrase's mask is the union over its boxes, its score that of the best."""
+
+    def __init__(self, detector: Detector, segmenter: Sam | Rectangles):
         self.detector, self.segmenter = detector, segmenter
 
     @property

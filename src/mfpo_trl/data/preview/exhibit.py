@@ -1,7 +1,7 @@
 """What is shown of a preference row, whatever it is shown on: its images, its regions and its texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -21,24 +21,25 @@ class Pair:
 
     Args:
         image: with its regions outlined and numbered.
-        dispreferred: as it is.
+        dispreferred: as it is; None where there is none to show.
         sizes: the full sizes of both, in words.
         legend: colour (None for a remark) and words of each region.
     """
 
     image: Image.Image
-    dispreferred: Image.Image
-    sizes: tuple[str, str]
+    dispreferred: Image.Image | None
+    sizes: tuple[str, ...]
     legend: Sequence[tuple[str | None, str]]
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What is shown of a row: its name, a pair an image, and labelled texts."""
+    """What is shown of a row: its name, a pair an image, and labelled texts; of these, which phrases are marked as what."""
 
     name: str
     pairs: Sequence[Pair]
     texts: Mapping[str, str]
+    marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhibit:
@@ -86,23 +87,23 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
 
 def _name(row: Mapping[str, Any]) -> str:
     """The row's number, and its id where that says something else."""
-    name, known = f"row {row[ROW_NUMBER]}", _clean(str(row.get("id") or ""))
+    name, known = f"row {row[ROW_NUMBER]}", cleaned(str(row.get("id") or ""))
     return name if known in ("", name, str(row[ROW_NUMBER])) else f"{name}  ·  {known}"
 
 
 def _region_words(position: int, region: Any) -> str:
     region = region if isinstance(region, Mapping) else {}
     score = f" ({region['score']:.2f})" if region.get("score") is not None else ""
-    return f"{position + 1}  {_clean(region.get('phrase') or 'no phrase')}{score}"
+    return f"{position + 1}  {cleaned(region.get('phrase') or 'no phrase')}{score}"
 
 
 def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
     texts = {
-        name: _clean(plain_text(row.get(name))).strip() or "(no text)" for name in ("prompt", "chosen", "rejected")
+        name: cleaned(plain_text(row.get(name))).strip() or "(no text)" for name in ("prompt", "chosen", "rejected")
     }
     words = row.get("keywords")
     if words is not None:
-        texts["key words"] = _clean(words if isinstance(words, str) else ", ".join(map(str, words))) or "none"
+        texts["key words"] = cleaned(words if isinstance(words, str) else ", ".join(map(str, words))) or "none"
     for name, form in (("difficulty", "{:.4g}"), ("stage", "{}")):
         if row.get(name) is not None:
             texts[name] = form.format(row[name])
@@ -127,6 +128,6 @@ def _corruption(row: Mapping[str, Any], making: Any, own: bool) -> str:
     return f"{used}{grid}{'; the default, since the row names none' if recipe is None else ''}"
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
     """Control characters but the line feed to blanks."""
     return "\n".join(text.splitlines()).translate(CONTROL)

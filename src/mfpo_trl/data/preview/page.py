@@ -3,11 +3,12 @@
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
 from .exhibit import SIGNS, Exhibit, Pair
+from .samples import VERDICTS, marked
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --paper: #fff; --rule: #ccc; --good: #176b35; --bad: #a8231b; }
@@ -31,6 +32,10 @@ dl { margin: 0; min-width: 0; }
 dd { margin: 0 0 .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .chosen { color: var(--good); }
 .rejected { color: var(--bad); }
+mark { background: none; color: inherit; font-weight: 600; text-decoration: underline 2px; }
+mark.present { color: var(--good); }
+mark.absent { color: var(--bad); text-decoration-style: wavy; }
+mark.uncertain { color: var(--soft); text-decoration-style: dotted; }
 @media (min-width: 60rem) { .line { grid-template-columns: minmax(0, 43rem) minmax(0, 1fr); } }
 """
 
@@ -54,11 +59,22 @@ def _article(shown: Exhibit) -> str:
     texts = []
     for label, text in shown.texts.items():
         kind, sign = (f' class="{label}"', f"{SIGNS[label]} ") if label in SIGNS else ("", "")
-        texts.append(f'<dt{kind}>{sign}{label}</dt><dd dir="auto"{kind}>{html.escape(text)}</dd>\n')
+        body = _marked(text, shown.marks[label]) if label in shown.marks else html.escape(text)
+        texts.append(f'<dt{kind}>{sign}{html.escape(label)}</dt><dd dir="auto"{kind}>{body}</dd>\n')
     return (
         f'<article>\n<h2 dir="auto">{html.escape(shown.name)}</h2>\n<div class="line">\n<div>{pairs}</div>\n'
         f"<dl>\n{''.join(texts)}</dl>\n</div>\n</article>\n"
     )
+
+
+def _marked(text: str, claims: Mapping[str, str]) -> str:
+    pieces = []
+    for piece, verdict in marked(text, claims):
+        words = html.escape(piece)
+        pieces.append(
+            words if verdict not in VERDICTS else f'<mark class="{verdict}" title="{verdict}">{words}</mark>'
+        )
+    return "".join(pieces)
 
 
 def _figures(number: int, pair: Pair) -> str:
@@ -67,6 +83,8 @@ def _figures(number: int, pair: Pair) -> str:
     for colour, line in pair.legend:
         sign = f'<span style="background:{colour}"></span>' if colour else ""
         legend += f'<li dir="auto">{sign}{html.escape(line)}</li>'
+    if pair.dispreferred is None:
+        return f'<div class="pair">\n{_figure(pair.image, f"image {number}", "")}</div>\n'
     clean, other = pair.sizes
     return (
         f'<div class="pair">\n{_figure(pair.image, f"image {number}, {clean}; regions: {words}", clean)}'

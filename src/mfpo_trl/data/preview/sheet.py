@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .exhibit import SIGNS, Exhibit, Pair
 from .outlines import PICTURE, typeface
+from .samples import marked
 
 # All in pixels.
 MARGIN, GAP = 24, 20
@@ -23,6 +24,7 @@ MOST_LINES = {"prompt": 5, "chosen": 8, "rejected": 8, "key words": 3}
 MOST_REGIONS = 8
 
 INK, GREY, RULE = "#1a1a1a", "#6b6b6b", "#d0d0d0"
+CLAIMED = {"present": "#1b7a3d", "absent": "#b3261e", "uncertain": "#8a6d00"}
 MARKED = {"chosen": "#1b7a3d", "rejected": "#b3261e"}
 PUNCTUATION = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "\u00a0": " "})
 LACKING = (
@@ -87,8 +89,9 @@ def draw_sheet(title: str, exhibits: Iterable[Exhibit]) -> bytes:
     Raises:
         ValueError: more rows than fit on a picture that viewers open.
     """
-    strips, height, lacking = [], HEADER, False
+    strips, height, lacking, samples = [], HEADER, False, False
     for shown in exhibits:
+        samples |= bool(shown.marks)
         strip, lacks = _strip(shown)
         strips.append(strip)
         lacking |= lacks
@@ -103,8 +106,7 @@ def draw_sheet(title: str, exhibits: Iterable[Exhibit]) -> bytes:
     draw.text(
         (MARGIN, 14), wrapped(drawable(title), typeface(22), WIDTH - 2 * MARGIN, 1)[0], fill=INK, font=typeface(22)
     )
-    for x, words in ((LEFT, "image and its regions"), (MIDDLE, "dispreferred image"), (RIGHT, "texts")):
-        draw.text((x, 58), words, fill=GREY, font=typeface(15))
+    _head(draw, samples)
     if lacking:
         draw.text((WIDTH - MARGIN, 40), LACKING, fill=GREY, font=typeface(13), anchor="ra")
     y = HEADER
@@ -116,10 +118,23 @@ def draw_sheet(title: str, exhibits: Iterable[Exhibit]) -> bytes:
     return buffer.getvalue()
 
 
+def _head(draw: ImageDraw.ImageDraw, samples: bool) -> None:
+    """What stands in which column; of answers with their claims, what the colours mean."""
+    if not samples:
+        for x, words in ((LEFT, "image and its regions"), (MIDDLE, "dispreferred image"), (RIGHT, "texts")):
+            draw.text((x, 58), words, fill=GREY, font=typeface(15))
+        return
+    draw.text((LEFT, 58), "image", fill=GREY, font=typeface(15))
+    at = float(MIDDLE)
+    for words, colour in (("answers; what they claim is ", GREY), *((f"{own}  ", CLAIMED[own]) for own in CLAIMED)):
+        draw.text((at, 58), words, fill=colour, font=typeface(15))
+        at += typeface(15).getlength(words)
+
+
 def _strip(shown: Exhibit) -> tuple[Image.Image, bool]:
     """An exhibit's line of the sheet, and whether letters of it are missing from the font."""
     # Tall enough for anything, cut to what is used.
-    room = 60 + len(shown.pairs) * (PICTURE[1] + 60 + 20 * (MOST_REGIONS + 1)) + 32 * 20
+    room = 60 + len(shown.pairs) * (PICTURE[1] + 60 + 20 * (MOST_REGIONS + 1)) + (32 + 9 * len(shown.marks)) * 20
     strip = Image.new("RGB", (WIDTH, room), "white")
     draw = ImageDraw.Draw(strip)
     draw.line((MARGIN, 0, WIDTH - MARGIN - 1, 0), fill=RULE)
@@ -129,15 +144,17 @@ def _strip(shown: Exhibit) -> tuple[Image.Image, bool]:
     if not shown.pairs:
         draw.text((LEFT, y), "no image", fill=GREY, font=typeface(15))
     used, y = y, 12
-    lines = {"": shown.name, **shown.texts}
+    lines, left = {"": shown.name, **shown.texts}, MIDDLE if shown.marks else RIGHT
     for label, text in lines.items():
         named = f"{SIGNS[label]} {label}" if label in SIGNS else label
-        draw.text((RIGHT, y), named, fill=MARKED.get(label, GREY), font=typeface(15))
-        x, colour = (RIGHT + LABEL, MARKED.get(label, INK)) if label else (RIGHT, GREY)
-        for line in wrapped(
-            drawable(text), typeface(15), WIDTH - MARGIN - x, MOST_LINES.get(label, 2 if label else 1)
-        ):
-            draw.text((x, y), line, fill=colour, font=typeface(15))
+        draw.text((left, y), named, fill=MARKED.get(label, GREY), font=typeface(15))
+        x, colour = (left + LABEL, MARKED.get(label, INK)) if label else (left, GREY)
+        most = MOST_LINES.get(label, 2 if label else 1) if label not in shown.marks else MOST_LINES["chosen"]
+        for line in wrapped(drawable(text), typeface(15), WIDTH - MARGIN - x, most):
+            start = float(x)
+            for piece, verdict in marked(line, shown.marks.get(label, {})):
+                draw.text((start, y), piece, fill=CLAIMED.get(verdict or "", colour), font=typeface(15))
+                start += typeface(15).getlength(piece)
             y += 20
         y += 6
     # The loss of typographic punctuation needs no remark.
@@ -148,10 +165,12 @@ def _strip(shown: Exhibit) -> tuple[Image.Image, bool]:
 
 def _draw_pair(strip: Image.Image, draw: ImageDraw.ImageDraw, pair: Pair, y: int) -> int:
     """Draws the pair below `y`; returns where it ends."""
-    for x, picture, size in zip((LEFT, MIDDLE), (pair.image, pair.dispreferred), pair.sizes, strict=True):
+    pictures = [own for own in (pair.image, pair.dispreferred) if own is not None]
+    lowest = max(picture.height for picture in pictures)
+    for x, picture, size in zip((LEFT, MIDDLE), pictures, pair.sizes, strict=False):
         draw.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=RULE)
         strip.paste(picture, (x, y))
-        below = y + max(pair.image.height, pair.dispreferred.height) + 5
+        below = y + lowest + 5
         draw.text((x, below), size, fill=GREY, font=typeface(13))
     y = below + 22
     for colour, words in pair.legend[:MOST_REGIONS]:

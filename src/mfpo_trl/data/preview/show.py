@@ -10,6 +10,7 @@ from ...rows import COLUMNS, ROW_NUMBER, image_columns, row_error
 from ..reading import image_bytes, read_masks
 from .exhibit import Exhibit, exhibit
 from .page import write_page
+from .samples import exhibit_of_samples
 from .sheet import draw_sheet
 
 EXTRA_COLUMNS = ("id", "keywords", "difficulty", "stage")
@@ -115,6 +116,41 @@ def _rows_of(part: Path, places: Sequence[int]) -> Iterator[tuple[int, dict[str,
             start = end
 
 
+class SampleRows:
+    """The prompts of a folder of pairs, each with every answer to it.
+
+    Args:
+        folder: holds `samples/*.parquet`.
+
+    Raises:
+        ValueError: no such file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.parts = sorted(folder.glob("samples/part-*.parquet"))
+        if not self.parts:
+            raise ValueError(
+                f"{str(folder)!r} holds no samples: expected the files that `mfpo pairs` writes, as samples/part-*"
+            )
+        self.ends = np.cumsum([pq.read_metadata(part).num_rows for part in self.parts]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def take(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows at these ascending positions."""
+        import pyarrow.parquet as pq
+
+        start = 0
+        for part, end in zip(self.parts, self.ends, strict=True):
+            own = [index - start for index in indices if start <= index < end]
+            rows = pq.read_table(part).take(own).to_pylist() if own else []
+            yield from ({**row, ROW_NUMBER: start + place} for row, place in zip(rows, own, strict=True))
+            start = end
+
+
 def draw_rows(total: int, n: int, seed: int) -> list[int]:
     """`n` of `total` positions, ascending: one drawn from each of `n` equal stretches; all when there are no more.
 
@@ -131,7 +167,7 @@ def draw_rows(total: int, n: int, seed: int) -> list[int]:
 WRITERS: dict[str, Callable[[str, Iterable[Exhibit]], bytes]] = {".png": draw_sheet, ".html": write_page}
 
 
-def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: int = 0) -> Path:
+def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: int = 0, samples: bool = False) -> Path:
     """Write a sheet that shows rows of a preference data set: images, key regions, dispreferred images, texts.
 
     Args:
@@ -139,6 +175,7 @@ def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: i
         n: rows to show, spread over the data set; all where it has no more.
         output: a `.png`, in which long texts are cut, or an `.html`, in which they stand in full.
         seed: of the draw.
+        samples: of a data set of `mfpo pairs`, show every answer with its claims instead.
 
     Returns:
         `output`. The same data set, `n` and `seed` give the same bytes.
@@ -150,12 +187,15 @@ def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: i
     writer = WRITERS.get(output.suffix.lower())
     if writer is None:
         raise ValueError(f"cannot write {str(output)!r}: expected a file that ends in {' or '.join(WRITERS)}")
-    rows = ParquetRows(folder)
+    rows: Any = SampleRows(folder) if samples else ParquetRows(folder)
     if not len(rows):
         raise ValueError(f"the data set in {str(folder)!r} has no row")
     drawn = draw_rows(len(rows), n, seed)
-    title = f"{folder.resolve().name}: {len(drawn)} of {len(rows)} rows"
-    content = writer(title, (exhibit(row, rows) for row in rows.take(drawn)))
+    title = (
+        f"{folder.resolve().name}: {len(drawn)} of {len(rows)} {'prompts with their answers' if samples else 'rows'}"
+    )
+    shown = (exhibit_of_samples(row) if samples else exhibit(row, rows) for row in rows.take(drawn))
+    content = writer(title, shown)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(content)
     return output

@@ -10,6 +10,7 @@ from .sources import IMAGE as IMAGE
 from .sources import KEPT as KEPT
 from .sources import SOURCES as SOURCES
 from .sources import NoPair as NoPair
+from .sources import Source as Source
 from .sources import asked as asked
 from .sources import convert as convert
 from .sources import recognise as recognise

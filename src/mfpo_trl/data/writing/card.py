@@ -19,8 +19,12 @@ HEAD = {
 }
 
 
-def card(options: Any, report: Mapping[str, Any]) -> str:
-    """The text of `README.md`: what was built from what, how, with which counts, under which licence, and what to cite."""
+def card(options: Any, report: Mapping[str, Any], section: str = "") -> str:
+    """The text of `README.md`: what was built from what, how, with which counts, under which licence, and what to cite.
+
+    Args:
+        section: where the pairs were made and not read, how.
+    """
     import yaml
 
     kept = {key: value for key, value in report["options"].items() if key not in ("dataset", "image_root", "version")}
@@ -33,6 +37,8 @@ def card(options: Any, report: Mapping[str, Any]) -> str:
     }.get(kept["grounder"], "in the key regions of the chosen answer")
     licence, from_where = licence_of(options.dataset)
     papers = cited(options, report["source"])
+    if section:
+        papers.pop("key words")
     used = "\n".join(f"| {what} | {name} | {_links(keys)} |" for what, (name, keys) in papers.items())
     bibtex = "\n\n".join(
         PAPERS[key].bibtex for key in dict.fromkeys(key for _, keys in papers.values() for key in keys)
@@ -58,6 +64,7 @@ mfpo_trl {report["options"]["version"]} with `mfpo build`.
 `corruption` is the recipe of the dispreferred image; `rejected_images`, where the column is there, are those images as PNG.
 Images are the bytes of the source. `stage` is 0 for the easiest rows by `difficulty`.
 
+{section}
 ## Options
 
 ```json
@@ -116,14 +123,14 @@ def _links(keys: tuple[str, ...]) -> str:
     return ", ".join(f"[{PAPERS[key].name}]({PAPERS[key].address})" for key in keys) or "–"
 
 
-def write_card(options: Any, report: Mapping[str, Any]) -> None:
+def write_card(options: Any, report: Mapping[str, Any], section: str = "") -> None:
     """Write `README.md` into the data set's folder, and push the data set where that is asked for.
 
     Raises:
         ValueError: the card or the report holds an access token.
         RuntimeError: the Hub did not take it; the folder is complete.
     """
-    text = card(options, report)
+    text = card(options, report, section)
     replace(options.output / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
     if options.push_to_hub:
         push(options)

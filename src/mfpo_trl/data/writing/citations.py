@@ -170,6 +170,8 @@ CONVENTIONS = {
 GROUNDERS = {
     "grounding-dino-sam": ("grounding-dino", "sam"),
     "owlv2-sam": ("owlv2", "sam"),
+    "grounding-dino": ("grounding-dino",),
+    "owlv2": ("owlv2",),
     "clipseg": ("clipseg",),
     "sam3": ("sam3",),
 }

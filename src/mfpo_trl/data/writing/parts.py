@@ -194,6 +194,11 @@ def replace(path: Path, write: Callable[[Path], Any], scratch: Path | None = Non
         temporary.unlink(missing_ok=True)
 
 
+def beside(folder: Path, part: int, name: str) -> Path:
+    """Where what belongs to a part is kept while it is built."""
+    return folder / WORK / f"part-{part:05d}-{name}"
+
+
 def remember(folder: Path, options: Mapping[str, Any]) -> None:
     """Store what a build is asked for, or compare it with what the build in this folder was asked for.
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,11 +25,25 @@ LARGE, SMALL = 0.8, 0.005
 """Shares of the image beyond which regions are hardly key regions."""
 
 
+class Said(NamedTuple):
+    """What is said of a build beside what is said of every one: in its report, its table, its card and its warnings."""
+
+    report: Mapping[str, Any] = {}
+    lines: Mapping[str, str] = {}
+    section: str = ""
+    warnings: Sequence[str] = ()
+
+
 class PartReport:
-    """Collects the counts and times of a part while it is built."""
+    """Collects the counts and times of a part while it is built.
+
+    Attributes:
+        counts: whatever else is counted, by name.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.counts: Counter[str] = Counter()
         self.rejected: list[dict[str, Any]] = []
 
     @contextmanager
@@ -60,6 +75,7 @@ class PartReport:
             "keywords": sum(len(row["keywords"]) for row in rows),
             "equal_answers": sum(row["chosen"] == row["rejected"] for row in rows),
             "seconds": dict(self.seconds),
+            "counts": dict(self.counts),
             "rejected": sorted(self.rejected, key=lambda one: one["row"]),
         }
 
@@ -128,14 +144,15 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     pipeline.parts.finish(partial(stages, count=options.stages), _commonest(reports))
     if wall is None:
         wall = _wall_before(folder)
-    report = total(reports, wall, options.grounder != "none")
+    report, said = total(reports, wall, options.grounder != "none"), pipeline.more(reports)
     told = {name: without_folder(value) for name, value in options.remembered(pipeline.count).items()}
-    report |= {"source": pipeline.source, "options": told}
+    report |= {"source": pipeline.source, "options": told, **said.report}
+    report["warnings"] += said.warnings
     replace(
         folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
     )
-    show(report, folder)
-    write_card(options, report)
+    show(report, folder, said.lines)
+    write_card(options, report, said.section)
 
 
 def _commonest(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -159,8 +176,8 @@ def _wall_before(folder: Path) -> float:
     return json.loads(path.read_text("utf-8"))["wall_seconds"] if path.exists() else 0.0
 
 
-def show(report: Mapping[str, Any], folder: Path) -> None:
-    """The report as a table on the terminal."""
+def show(report: Mapping[str, Any], folder: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
+    """The report as a table on the terminal, with more lines in it."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -177,6 +194,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
         "rows of the source": report["rows_in"],
         "rows built": f"{report['rows_out']} ({report['with_images']} with images)",
         "rejected": f"{report['rejected']}, see rejects.jsonl{reasons}" if report["rejected"] else 0,
+        **more,
         "chosen equals rejected": report["equal_answers"],
         "grounding failed": "nothing was grounded"
         if rate is None or not report["with_images"]

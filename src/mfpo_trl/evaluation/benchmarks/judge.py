@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..endpoint import Endpoint, Request, complete, user_message
 from ..figures import parsed, read_text, shown
@@ -27,15 +27,17 @@ class Question(NamedTuple):
         id: of the answer, for messages.
         prompt: all that the judge reads, the answer within.
         answer: what is judged.
+        images: that it sees, as `user_message` takes them; bytes where verdicts are kept.
     """
 
     id: str
     prompt: str
     answer: str
+    images: Sequence[Any] = ()
 
 
 class Key(NamedTuple):
-    """What a verdict depends on: the judge's name, the SHA-256 of the prompt, and the answer."""
+    """What a verdict depends on: the judge's name, the SHA-256 of the prompt and of its images, and the answer."""
 
     judge: str
     prompt: str
@@ -131,7 +133,7 @@ class Judge:
             ValueError: verdicts are missing, and there is nobody to ask.
             EndpointError: the judge did not answer; its verdicts so far are kept.
         """
-        keys = [Key(self.model, digest(one.prompt), one.answer) for one in questions]
+        keys = [Key(self.model, digest(one.prompt, one.images), one.answer) for one in questions]
         known = self.verdicts.known
         missing = {key: one for key, one in zip(keys, questions, strict=True) if key not in known}
         if missing and self.endpoint is None:
@@ -149,7 +151,7 @@ class Judge:
         from tqdm.auto import tqdm
 
         requests = (
-            Request(one.id, user_message(one.prompt), self.max_tokens, self.temperature, {}, key)
+            Request(one.id, user_message(one.prompt, one.images), self.max_tokens, self.temperature, {}, key)
             for key, one in missing.items()
         )
         with tqdm(total=len(missing), desc=self.model, unit="verdict", disable=None) as bar:
@@ -158,9 +160,12 @@ class Judge:
                 bar.update()
 
 
-def digest(prompt: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()
+def digest(prompt: str, images: Sequence[bytes] = ()) -> str:
+    """SHA-256 of a text, and of the files of its images, in hexadecimal."""
+    found = hashlib.sha256(prompt.encode("utf-8", "backslashreplace"))
+    for image in images:
+        found.update(hashlib.sha256(image).digest())
+    return found.hexdigest()
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:

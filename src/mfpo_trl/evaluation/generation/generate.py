@@ -106,8 +106,11 @@ def _of_head(file: Any) -> int:
         return 0
 
 
-def encode(processor: Any, prompts: Sequence[Prompt]) -> Any:
+def encode(processor: Any, prompts: Sequence[Prompt], begun: Sequence[str] = ()) -> Any:
     """A batch as the model reads it, padded on the left, for prompts with the same number of pictures.
+
+    Args:
+        begun: how the answer to each prompt begins; nothing by default.
 
     Raises:
         ValueError: names the first of the prompts.
@@ -116,10 +119,7 @@ def encode(processor: Any, prompts: Sequence[Prompt]) -> Any:
 
     images = [[enlarged(picture) for picture in opened(prompt)] for prompt in prompts]
     try:
-        texts = [
-            processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
-            for prompt in prompts
-        ]
+        texts = [written(processor, *own) for own in zip(prompts, begun or [""] * len(prompts), strict=True)]
         first = processor.tokenizer.bos_token
         return processor(
             images=images if prompts[0].shown else None,
@@ -132,6 +132,15 @@ def encode(processor: Any, prompts: Sequence[Prompt]) -> Any:
         )
     except Exception as error:
         raise ValueError(f"the prompt {dict(prompts[0].row)} cannot be encoded: {error}") from error
+
+
+def written(processor: Any, prompt: Prompt, begun: str = "") -> str:
+    """The conversation in the words of the template, up to the answer, or up to the end of what of it is begun."""
+    messages = list(prompt.messages)
+    if not begun:
+        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    messages.append({"role": "assistant", "content": [{"type": "text", "text": begun}]})
+    return processor.apply_chat_template(messages, continue_final_message=True, tokenize=False)
 
 
 def opened(prompt: Prompt) -> list[Any]:

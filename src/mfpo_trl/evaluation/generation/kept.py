@@ -100,6 +100,14 @@ class Kept:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         if not self._there():
             write(self.settings_path, json.dumps({"settings": settings, **told}, indent=2, ensure_ascii=False) + "\n")
+        self.take_in()
+
+    def take_in(self) -> None:
+        """Take in what processes of a run before this one left, and drop a line that was not written to its end.
+
+        Raises:
+            ValueError: an answer to none of the prompts, or a line that is none.
+        """
         for path in self.order:
             self._gather(path, in_order=False)
 
@@ -119,6 +127,15 @@ class Kept:
         return [
             own for path, prompts in self.order.items() for name, own in prompts.items() if name not in there[path]
         ]
+
+    def texts(self) -> list[str | None]:
+        """The answer to each prompt in their order, None where there is none yet.
+
+        Raises:
+            ValueError: a line of a file that is no answer, or none to these prompts.
+        """
+        there = {name: row for path in self.order for name, row in self._read(path).items()}
+        return [there.get(identity(prompt.row), {}).get(TEXT) for prompt in self.prompts]
 
     def add(self, answers: Iterable[tuple[Prompt, str]]) -> None:
         """Append answers; they are in the file when this returns."""

@@ -56,7 +56,7 @@ def read_own(
         try:
             pictures = images_of(row)
             _check_there(pictures, roots)
-            messages = asked(_question(row) if question is None else question, len(pictures))
+            messages = asked(question_of(row) if question is None else question, len(pictures))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if behind:
@@ -86,7 +86,12 @@ def _check_there(images: Sequence[Any], roots: Sequence[Path]) -> None:
             image_file(path, roots)
 
 
-def _question(row: Mapping[str, Any]) -> Any:
+def question_of(row: Mapping[str, Any]) -> Any:
+    """The prompt of a row, a text or messages.
+
+    Raises:
+        ValueError: there is none, or it does not end with the user's turn.
+    """
     found = next((row[name] for name in QUESTIONS if row.get(name)), None)
     if found is None:
         there = ", ".join(map(repr, row))

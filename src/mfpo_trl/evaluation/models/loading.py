@@ -139,7 +139,13 @@ def quantisation_told(adapter: str) -> tuple[Quantisation, str | None] | None:
     return Quantisation(found["kind"].lower(), found["double"] == "with"), found["dtype"]
 
 
-def load_base(name: str, dtype: str = "auto", quantisation: Quantisation | None = None, scored: bool = True) -> Any:
+def load_base(
+    name: str,
+    dtype: str = "auto",
+    quantisation: Quantisation | None = None,
+    scored: bool = True,
+    device: str | None = None,
+) -> Any:
     """A vision-language model without gradients, on the accelerator where there is one.
 
     Args:
@@ -147,6 +153,7 @@ def load_base(name: str, dtype: str = "auto", quantisation: Quantisation | None 
         dtype: of its weights and of its arithmetic, by PyTorch's name; "auto": that which it was saved in.
         quantisation: of its linear layers, where it is not quantised already.
         scored: with the LM head that `likelihood.Answers` scores with, which has to come before an adapter.
+        device: in place of the accelerator.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -156,7 +163,7 @@ def load_base(name: str, dtype: str = "auto", quantisation: Quantisation | None 
 
     from ... import _trl
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     options: dict[str, Any] = {}
     try:
         if dtype == "auto":
@@ -165,7 +172,7 @@ def load_base(name: str, dtype: str = "auto", quantisation: Quantisation | None 
             options["quantization_config"] = quantisation.config(dtype)
         with safetensors_only(name):
             model = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=getattr(torch, dtype), device_map={"": device}, use_safetensors=True, **options
+                name, dtype=getattr(torch, dtype), device_map={"": device or there}, use_safetensors=True, **options
             )
     except (OSError, ImportError) as error:
         raise ValueError(f"{name} cannot be loaded: {error}") from error
