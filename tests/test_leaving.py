@@ -17,7 +17,7 @@ import atexit, os, sys, threading, time
 from pathlib import Path
 
 import torch
-import torch._dynamo  # which DistributedDataParallel would import in each rank
+import torch._dynamo  # as a training has it before there is a group: what it imports would keep the group
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -50,6 +50,7 @@ def main(folder, rank, ending):
     # Nobody has hold of it now but the thread of gloo that waits for the other rank.
     dropped.touch()
     going.wait()
+    leaving.keep_group()
     dist.destroy_process_group()
     atexit.register(lambda: print("registered for the end, in a group:", dist.is_initialized()))
     return ending()

@@ -1,7 +1,10 @@
 """The Python of `warm.py` does what `python` does, as far as the tests that use it ask."""
 
+import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 
@@ -71,6 +74,24 @@ def test_what_is_ignored_is_ignored_by_the_fork():
         assert own.stdout.read() == f"{signal.SIG_IGN} {signal.SIG_DFL}\n"
     with started(code, signal.SIG_DFL) as own:
         assert own.stdout.read() == f"{signal.default_int_handler} {signal.SIG_DFL}\n"
+
+
+def test_a_program_that_is_killed_at_once(tmp_path):
+    """Before it is told which process does it: that one ends, and others are served."""
+    program = warm.executable()
+    place = shlex.split(program.read_text())[-2]
+    reading, writing = os.pipe()
+    job = {"argv": ["-c", "import time; time.sleep(1000)"], "environment": {}, "folder": str(tmp_path), "ignored": []}
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(place)
+        sent = json.dumps(job).encode()
+        socket.send_fds(asking, [len(sent).to_bytes(8, "big")], [writing] * 3)
+        asking.sendall(sent)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert pipe.read() == b""
+    done = subprocess.run([program, "-c", "print('here')"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "here\n")
 
 
 def test_imports_are_behind_it():

@@ -105,7 +105,7 @@ def serve(place: str) -> list[str]:
             if key.fileobj is not listening:
                 # Whoever asked is gone: killed, as a launcher kills its ranks.
                 for process in [own for own, asking in waiting.items() if asking is key.fileobj]:
-                    os.killpg(process, signal.SIGKILL)
+                    kill(process)
                 selector.unregister(key.fileobj)
                 continue
             asking, _ = listening.accept()
@@ -117,18 +117,31 @@ def serve(place: str) -> list[str]:
                 return become(job, files)
             for file in files:
                 os.close(file)
-            asking.sendall(f"{process}\n".encode())
+            say(asking, process)
             waiting[process] = asking
             selector.register(asking, selectors.EVENT_READ)
         for process in ended(waiting):
             asking = waiting.pop(process[0])
             if asking in selector.get_map():
                 selector.unregister(asking)
-                asking.sendall(f"{process[1]}\n".encode())
+                say(asking, process[1])
             asking.close()
     for process in waiting:
-        os.killpg(process, signal.SIGKILL)
+        kill(process)
     os._exit(0)
+
+
+def say(asking: socket.socket, number: int) -> None:
+    # Whoever asked may have been killed since, which is seen where the socket is read.
+    with contextlib.suppress(OSError):
+        asking.sendall(f"{number}\n".encode())
+
+
+def kill(process: int) -> None:
+    """A fork and what it has started, or a fork that has no session of its own yet."""
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            end(process, signal.SIGKILL)
 
 
 def ended(waiting: dict[int, socket.socket]) -> list[tuple[int, int]]:

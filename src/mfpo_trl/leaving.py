@@ -15,10 +15,25 @@ def tear_down(trainer: Any) -> None:
     What one rank does alone comes after it: the others would wait here, no longer than `ddp_timeout`.
     """
     trainer.accelerator.wait_for_everyone()
+    keep_group()
     # DeepSpeed's engines, one for each model, hold buffers and hooks on communication of their own.
     for model in (trainer.model_wrapped, trainer.ref_model):
         getattr(model, "destroy", lambda: None)()
     trainer.end()
+
+
+_kept: list[Any] = []
+
+
+def keep_group() -> None:
+    """Have the process group, once destroyed, stay in memory to the end of this process; call it before.
+
+    Whoever is last to let go of the group runs its destructor, which waits for the threads of gloo. They may wait for Python's lock,
+    to let go of a tensor, and the reducer of `DistributedDataParallel` has it while it lets go of the group: neither would end.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        _kept.append(distributed.group.WORLD)
 
 
 def leave(status: int = 0) -> None:

@@ -14,6 +14,7 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser
 from mfpo_trl import train
 from mfpo_trl.check import command
 from mfpo_trl.train import options
+from mfpo_trl.train.command import KINDS
 
 NEEDED = {"model_name_or_path": "x", "dataset_name": "y"}
 CPU = ["--use_cpu", "--bf16", "false"]
@@ -72,7 +73,7 @@ def kind_of(hint) -> type:
 
 FIELDS = {
     own.name: (own, kind_of(get_type_hints(kind)[own.name]))
-    for kind in train.KINDS
+    for kind in KINDS
     for own in dataclasses.fields(kind)
     if own.init
 }
@@ -106,7 +107,7 @@ def test_every_field_is_of_a_kind_that_is_tried():
 def test_a_value_of_another_kind_in_a_recipe(name, tmp_path, capsys):
     own, kind = FIELDS[name]
     wrong = list(BY_HAND[name] if name in BY_HAND else WRONG[kind])
-    annotation = get_type_hints(next(kind for kind in train.KINDS if name in kind.__dataclass_fields__))[name]
+    annotation = get_type_hints(next(kind for kind in KINDS if name in kind.__dataclass_fields__))[name]
     if own.default is not None and type(None) not in get_args(annotation):
         wrong.append(None)
     if own.metadata.get("choices"):
@@ -259,7 +260,7 @@ def shown(capsys, *argv) -> str:
 def test_help_opens_with_the_fields_that_people_use(argv, capsys):
     page = shown(capsys, *argv)
     named = [line.split()[0].removeprefix("--") for line in page.splitlines() if line.startswith("  --")]
-    ours = [own.name for kind in train.KINDS for own in dataclasses.fields(kind) if own.name not in THEIRS]
+    ours = [own.name for kind in KINDS for own in dataclasses.fields(kind) if own.name not in THEIRS]
     beside = ["config", "accelerate-config", "num-processes", "help-all"]
     assert named == [*beside, *ours, *options.COMMON] and set(options.COMMON) <= set(FIELDS)
     assert len(page.splitlines()) < 250 and "mfpo train --help-all" in page
@@ -313,7 +314,7 @@ def test_what_is_right_is_read_as_by_trls_own_parser(line, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(NEEDED) + line + ("\nloss_type: [sft, ipo]" if "loss_weights" in line else ""))
     argv = ["--config", str(path), "--use_cpu", "--output_dir", str(tmp_path)]
-    own, theirs = train.parse(argv), TrlParser(train.KINDS).parse_args_and_config(argv)
+    own, theirs = train.parse(argv), TrlParser(KINDS).parse_args_and_config(argv)
     for mine, other in zip(own, theirs, strict=True):
         for field in dataclasses.fields(mine):
             if field.name not in ("logging_dir", "accelerator_config"):
