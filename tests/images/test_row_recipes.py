@@ -179,7 +179,10 @@ BAD = [
     ('{"corruption": "diffusion", "kwargs": {"schedule": "sigmoid"}}', "unknown noise schedule 'sigmoid'"),
     ('{"corruption": "diffusion", "kwargs": {"schedule": []}}', "cannot use {'schedule': []}"),
     ('{"corruption": "diffusion", "kwargs": {"resolution": "336"}}', "number of pixels above 0, found '336'"),
-    ('{"corruption": "mean", "region": "left"}', "region is 'left'; expected ['auto', 'global', 'random', 'key']"),
+    (
+        '{"corruption": "mean", "region": "left"}',
+        "region is 'left'; expected ['auto', 'global', 'random', 'key', 'partial']",
+    ),
     ('{"corruption": "mean", "seed": "1"}', "seed is '1'; expected a whole number"),
 ]
 

@@ -56,6 +56,7 @@ def _in_words(recipe: Recipe, regions: Set[str]) -> str:
     places = {
         "auto": "the row's key regions, or the whole image where a row has none",
         "key": "the row's key regions",
+        "partial": "one of the row's key regions, drawn by what the row shows and asks",
         "global": whole,
         "random": "a random rectangle of 20 % of the image",
     }
