@@ -42,8 +42,8 @@ EDITORS: dict[str, dict[str, Any]] = {
     "oracle": {"mirror_editor": "mirror_rows:redraw", "grounder": "column"},
     "transplant": {"mirror_editor": "transplant", "grounder": "mirror_rows:see"},
 }
-SMALLEST = 30
-"""Pixels of a shape."""
+SMALLEST, NARROWEST = 30, 6
+"""Pixels of a shape, and of its sides."""
 
 
 def redraw(
@@ -83,7 +83,7 @@ def things(image: Image.Image) -> list[tuple[str, np.ndarray, float]]:
         labels, count = ndimage.label(ndimage.median_filter((nearest == number).astype(np.uint8), 3))
         for label in range(1, count + 1):
             mask = labels == label
-            if mask.sum() >= SMALLEST:
+            if mask.sum() >= SMALLEST and min(mask.any(axis=0).sum(), mask.any(axis=1).sum()) >= NARROWEST:
                 overlaps = {shape: _overlap(mask, shape) for shape in SHAPES}
                 shape = max(overlaps, key=lambda name: overlaps[name])
                 found.append((f"{colour} {shape}", mask, overlaps[shape]))

@@ -31,7 +31,15 @@ FLOORS = (
 """Rooms, and the files beside them, from the ground up; each may import what lies below it."""
 
 FLOORS_INSIDE = {
-    "data": ("reading keywords grounding editing difficulty", "stages", "mirror", "writing", "preview pipeline", "build", "command"),
+    "data": (
+        "reading keywords grounding editing difficulty",
+        "stages",
+        "mirror",
+        "writing",
+        "preview pipeline",
+        "build",
+        "command",
+    ),
     "evaluation": ("figures models endpoint", "benchmarks", "generation", "during likelihood", "reliance merge"),
 }
 """The same for rooms that hold rooms."""

@@ -108,8 +108,14 @@ def test_both_ends_are_warned_of_and_the_middle_is_named():
     assert "evidence is still" in said["weak"].advice and "without reading the answer" in said["strong"].advice
     assert between([weak, middle, strong]) is middle
     assert "{'step': 250, 'schedule': 'cosine'}" in swept([weak, middle, strong]).advice
-    # Half of what the strongest takes away is the least, and what is recognised is none.
-    assert between([setting("half", 0.6, 0.2), strong]) is None
+    # Of what is not recognised, the one that takes away most; noise is named beside what stays a photograph.
+    moved = setting("transplant", 0.9, 0.4)
+    assert between([weak, middle, moved, strong]) is moved
+    both = swept([weak, middle, moved, strong])
+    assert both.advice.startswith(
+        "between the ends lies transplant: set corruption: transplant; of the noise alone, middle"
+    )
+    assert both.details["best_noise"] == "middle"
     assert swept([weak, strong]).status == "warning" and "none lies between" in swept([weak, strong]).advice
     noisy = replace(middle, error=10.0)
     assert noisy.there, "a drop within its error is none"

@@ -37,8 +37,6 @@ RECOGNISED = 0.95
 """Area from which on the dispreferred images are recognised as such."""
 STILL_THERE = 0.05
 """Nats a token of the key words, or of the answer where none are known, up to which the image is worth nothing."""
-HALF = 0.5
-"""Of the greatest drop of a sweep: what a setting has to take away of what the image is worth."""
 STEPS = (100, 250, 500, 750, 999)
 FEWEST = 10
 ROWS_AT_ONCE = 4
@@ -269,12 +267,10 @@ def sweep(examiner: Examiner, rows: Sequence[Mapping[str, Any]], real: Shown) ->
 
 
 def between(found: Sequence[Worth]) -> Worth | None:
-    """The way that lies between the ends: of those that take away half of what any of them does, the one that is recognised least;
-    None where even that one is recognised, or none takes anything away."""
-    most = max(own.taken for own in found)
-    taking = [own for own in found if own.taken >= HALF * most and not own.there]
-    best = min(taking, key=lambda own: (1.0 if own.area is None else own.area.value, -own.taken), default=None)
-    return None if best is None or best.recognised else best
+    """The way that lies between the ends: of those that are not recognised, the one that takes away most; None where what is not
+    recognised takes nothing away."""
+    unseen = [own for own in found if not own.recognised and not own.there]
+    return max(unseen, key=lambda own: own.taken, default=None)
 
 
 def finding(found: Worth) -> Finding:
@@ -307,11 +303,20 @@ def swept(found: Sequence[Worth]) -> Finding:
             "rejected_images of your own, stay on the manifold of photographs"
         )
         return Finding("negatives, sweep", WARNING, value, advice, details)
-    options = {name: value for name, value in best.kwargs.items() if name in ("step", "schedule")}
-    asked = f"corruption: diffusion, corruption_kwargs: {options}" if options else f"corruption: {best.name}"
-    return Finding(
-        "negatives, sweep", OK, value, f"between the ends lies {best.name}: set {asked}", details | {"best": best.name}
-    )
+    advice = f"between the ends lies {best.name}: set {_asked(best)}"
+    noise = between([own for own in found if "step" in own.kwargs])
+    if noise is not None and noise is not best:
+        advice += f"; of the noise alone, {noise.name}: {_asked(noise)}"
+    details |= {"best": best.name, "best_noise": noise and noise.name}
+    return Finding("negatives, sweep", OK, value, advice, details)
+
+
+def _asked(found: Worth) -> str:
+    """The fields of a training that ask for it."""
+    if "step" not in found.kwargs:
+        return f"corruption: {found.name}"
+    options = {name: found.kwargs[name] for name in ("step", "schedule")}
+    return f"corruption: diffusion, corruption_kwargs: {options}"
 
 
 def _details(found: Worth) -> dict[str, Any]:
