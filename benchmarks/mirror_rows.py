@@ -42,8 +42,8 @@ EDITORS: dict[str, dict[str, Any]] = {
     "oracle": {"mirror_editor": "mirror_rows:redraw", "grounder": "column"},
     "transplant": {"mirror_editor": "transplant", "grounder": "mirror_rows:see"},
 }
-SMALLEST, NARROWEST = 30, 6
-"""Pixels of a shape, and of its sides."""
+SMALLEST, NARROWEST, LONGEST = 30, 6, 1.6
+"""Pixels of a shape and of its sides, and the ratio of these."""
 
 
 def redraw(
@@ -83,7 +83,8 @@ def things(image: Image.Image) -> list[tuple[str, np.ndarray, float]]:
         labels, count = ndimage.label(ndimage.median_filter((nearest == number).astype(np.uint8), 3))
         for label in range(1, count + 1):
             mask = labels == label
-            if mask.sum() >= SMALLEST and min(mask.any(axis=0).sum(), mask.any(axis=1).sum()) >= NARROWEST:
+            short, long = sorted([mask.any(axis=0).sum(), mask.any(axis=1).sum()])
+            if mask.sum() >= SMALLEST and short >= NARROWEST and long <= LONGEST * short:
                 overlaps = {shape: _overlap(mask, shape) for shape in SHAPES}
                 shape = max(overlaps, key=lambda name: overlaps[name])
                 found.append((f"{colour} {shape}", mask, overlaps[shape]))

@@ -295,7 +295,7 @@ def finding(found: Worth) -> Finding:
 def swept(found: Sequence[Worth]) -> Finding:
     """What is said of a sweep."""
     value = "\n".join(f"{own.name}: {own}" for own in found)
-    details = {"settings": [{"name": own.name, **_details(own)} for own in found]}
+    details: dict[str, Any] = {"settings": [{"name": own.name, **_details(own)} for own in found]}
     best = between(found)
     if best is None:
         advice = (
