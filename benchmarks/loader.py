@@ -1,7 +1,7 @@
 """What the data loader costs: milliseconds a row on one core, by kind of work, for pictures of real size.
 
     python benchmarks/loader.py                       # LLaVA-1.5's processor, photos of 640 and 1344 pixels
-    python benchmarks/loader.py --corruption crop
+    python benchmarks/loader.py --corruption crop inpaint transplant      # what each makes of the same rows
 
 Photo-like JPEGs are made here; a row has one of them, a key region of a quarter of its area and two answers of 80 words. Work
 is the time that this process spends on a core, with one thread, whoever else uses the machine; a row is read, its
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from building.source import photo
 from building.stages import Clock
+from datasets import Dataset
 from llava import GEOMETRIES, build_processor
 from PIL import Image
 from transformers import CLIPImageProcessorPil
@@ -61,7 +62,7 @@ def watched(clock: Clock) -> Iterator[None]:
         REST: [(collator.MFPOCollator, "__call__")],
         "decoding": [(collator, "load_images")],
         "row digest": [(dispreferred, "row_digest")],
-        "region masks": [(dispreferred.DispreferredImages, "_masks")],
+        "region masks": [(dispreferred.DispreferredImages, "_regions")],
         "corruption": [(dispreferred.DispreferredImages, "_corrupted")],
         "image processor": [(CLIPImageProcessorPil, "preprocess")],
     }
@@ -75,8 +76,10 @@ def watched(clock: Clock) -> Iterator[None]:
 def measure(size: tuple[int, int], options: dict[str, Any], count: int, repeats: int) -> dict[str, Any]:
     """Milliseconds a row by kind of work, the least of several passes over the same rows; and resizes a row."""
     args = MFPOConfig(output_dir="unused", use_cpu=True, bf16=False, max_length=None, report_to="none", **options)
-    collate = build_collator(args, build_processor(GEOMETRIES["llava-1.5-7b"]), None, PACKED_ROW)
     own = rows(size, count)
+    # Whose rows give regions to `transplant`; four at least, so that there are others.
+    others = Dataset.from_list(own if count > 3 else rows(size, 4))
+    collate = build_collator(args, build_processor(GEOMETRIES["llava-1.5-7b"]), others, PACKED_ROW)
     collate(own[:1])
     passes, resizes, original = [], 0, Image.Image.resize
 
@@ -110,19 +113,38 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def comparison(reports: dict[str, Any]) -> str:
+    """In Markdown a line a corruption: its own milliseconds a row, and those of all work, at each size."""
+    lines = [f"| ms a row on one core: corruption / all | {' | '.join(SIZES)} |", "|---|" + "---:|" * len(SIZES)]
+    for name, report in reports.items():
+        cells = [f"{found['ms'].get('corruption', 0.0):.1f} / {found['total']:.1f}" for found in report.values()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corruption", choices=corruptions.CORRUPTIONS, default="diffusion")
+    parser.add_argument(
+        "--corruption",
+        nargs="+",
+        choices=sorted({*corruptions.CORRUPTIONS} - {corruptions.GENERATE}),
+        default=["diffusion"],
+    )
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5, help="passes over the rows, the quickest of which counts")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    options = {"corruption": args.corruption}
-    report = {name: measure(size, options, args.rows, args.repeats) for name, size in SIZES.items()}
-    print(table(report))
+    reports = {
+        corruption: {
+            name: measure(size, {"corruption": corruption}, args.rows, args.repeats) for name, size in SIZES.items()
+        }
+        for corruption in args.corruption
+    }
+    report = reports[args.corruption[0]]
+    print(table(report) if len(reports) == 1 else comparison(reports))
     if args.output:
-        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        args.output.write_text(json.dumps(report if len(reports) == 1 else reports, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,13 +66,15 @@ class MFPOConfig(DPOConfig):
         image_beta: beta of every term but TRL's text term; `beta` when None.
         corruption: how the dispreferred image is made for a row that has no `rejected_images`: `auto` (by the row's own
             recipe, which `mfpo build` writes into its column `corruption`, else by `diffusion`), or for all rows `diffusion`,
-            `crop`, `mean`, `black`, `blur` or `swap` (another row's image); with `none` every row has to bring its own.
+            `crop`, `mean`, `black`, `mask`, `blur`, `inpaint`, `transplant` (another row's region) or `swap` (another row's
+            image); with `none` every row has to bring its own.
         corruption_kwargs: options of that corruption, for example `{"step": 500, "schedule": "vcd_sigmoid"}` or
-            `{"scale": [0.01, 0.2]}`; with `auto` they change these options of the row's recipe.
+            `{"scale": [0.01, 0.2]}`; with `auto` they change these options of the row's recipe. A list of steps, shares (`mask`) or
+            sigmas (`blur`) is a ladder: one for each dispreferred image of a row that the objective reads.
         corruption_region: where: `auto` (as the row's recipe says, else the row's `key_regions`, else the whole image),
             `global` (the whole image), `random` (a rectangle of 20 % of the area), `key` (the row's `key_regions`; a row
-            without is an error).
-        corruption_seed: the dispreferred image depends on this and on the row's image and prompt (`swap`: also on the other
+            without is an error), `partial` (one of them, drawn by what the row shows and asks; else as `auto`).
+        corruption_seed: the dispreferred image depends on this and on the row's image and prompt (`swap` and `transplant`: also on the other
             rows of the data set), never on order, worker or rank; None: that of the row's recipe with `auto`, else 0.
         image_instruction: of objectives that put two images into one prompt, the sentence that says which is meant, with `{position}`
             where it says `first` or `second`; in a conversation it stands behind the question.
@@ -138,7 +140,8 @@ class MFPOConfig(DPOConfig):
         default=AUTO,
         metadata={
             "help": "How dispreferred images are made for rows without `rejected_images`: `auto` (the row's own recipe, else "
-            "`diffusion`), `diffusion`, `crop`, `mean`, `black`, `blur` or `swap`, or not at all: `none`."
+            "`diffusion`), `diffusion`, `crop`, `mean`, `black`, `mask`, `blur`, `inpaint`, `transplant` or `swap`, or not at all: "
+            "`none`."
         },
     )
     corruption_kwargs: dict[str, Any] | str | None = field(
@@ -148,7 +151,7 @@ class MFPOConfig(DPOConfig):
     corruption_region: str = field(
         default="auto",
         metadata={
-            "help": "Where images are corrupted: `auto`, `global`, `random` or `key`.",
+            "help": "Where images are corrupted: `auto`, `global`, `random`, `key` or `partial`.",
             "choices": REGION_CHOICES,
         },
     )

@@ -167,6 +167,10 @@ DATA: dict[str, Callable[[Path], Dataset | DatasetDict]] = {
     "paths that lead nowhere": lambda _: table([{"image": "no.png", "prompt": say("what?"), **SAID}] * ROWS),
     "one picture": lambda _: of_one_picture(),
     "some without regions": lambda _: good(key_regions=[]),
+    "one picture with regions": lambda _: table(
+        [{**row, "images": [tiny.picture(0)], "key_regions": tiny.boxes(0)} for row in tiny.rows(ROWS)]
+    ),
+    "regions that cover everything": lambda _: every(key_regions=[[0, 0, 99, 99]]),
     "a recipe of nothing": lambda _: every(corruption='{"corruption": "none"}'),
     "a recipe that needs regions": lambda _: every(corruption='{"corruption": "black", "region": "key"}'),
     "a recipe of words": lambda _: every(corruption="blur it"),
@@ -282,6 +286,22 @@ REFUSALS = [
     Refusal("has no column {}, which objective={} is for", "--objective sentinel"),
     Refusal("{} is {}; expected {}", "--image_instruction 'Look at the image.'", at="config._check"),
     Refusal("the share of the region must lie", """--corruption mask --corruption_kwargs '{{"share": 2}}'"""),
+    Refusal(
+        "is an empty list; expected a number, or one for each",
+        """--corruption mask --corruption_kwargs '{{"share": []}}'""",
+    ),
+    Refusal("expected {} or {}", """--corruption inpaint --corruption_kwargs '{{"method": "patch"}}'"""),
+    Refusal("the radius is a number of pixels", """--corruption inpaint --corruption_kwargs '{{"radius": 0}}'"""),
+    Refusal(
+        "the resolution of inpaint is a number", """--corruption inpaint --corruption_kwargs '{{"resolution": 0}}'"""
+    ),
+    Refusal(
+        "expected 'feather' or 'poisson'", """--corruption transplant --corruption_kwargs '{{"blend": "hard"}}'"""
+    ),
+    Refusal(
+        "the border is a share of the region's", """--corruption transplant --corruption_kwargs '{{"border": 2}}'"""
+    ),
+    Refusal("generate cannot be made here", "--corruption generate"),
     Refusal("corruption_kwargs cannot name a 'donor'", """--corruption swap --corruption_kwargs '{{"donor": 1}}'"""),
     Refusal("unknown noise schedule", """--corruption_kwargs '{{"schedule": "steep"}}'"""),
     Refusal("the noise step must be a whole number", """--corruption_kwargs '{{"step": 5000}}'"""),
@@ -521,7 +541,16 @@ REFUSALS = [
     # Dispreferred images
     Refusal("is missing, and {}'none' makes none", "--corruption none"),
     Refusal("is missing, and {}'none' makes none", data="a recipe of nothing"),
-    Refusal("corruption='swap' takes another row's image", "--corruption swap --dataset_streaming"),
+    Refusal(
+        "takes another row's image, which an IterableDataset cannot give", "--corruption swap --dataset_streaming"
+    ),
+    Refusal("needs something around a region; leave these rows out", "--corruption inpaint", "some without regions"),
+    Refusal("the regions cover the whole image; corruption", "--corruption inpaint", "regions that cover everything"),
+    Refusal("has a region of the same size class", "--corruption transplant", "one picture with regions"),
+    Refusal(
+        "of a row is asked for, and {} of {} has {} numbers",
+        """--objective misp --corruption mask --corruption_kwargs '{{"share": [0.5, 1.0]}}'""",
+    ),
     Refusal("no other image to swap in was found", "--corruption swap", "one picture"),
     Refusal("is empty; corruption_region='key' needs a region", "--corruption_region key", "some without regions"),
     Refusal("is empty, and the row's recipe asks for region 'key'", data="a recipe that needs regions"),
@@ -530,9 +559,7 @@ REFUSALS = [
     Refusal("expected options of the corruption by their names", data="a recipe with a list"),
     Refusal("region is {}; expected", data="a recipe for elsewhere"),
     Refusal("seed is {}; expected a whole number", data="a recipe of half a seed"),
-    Refusal(
-        "expected 'corruption' and any of", data="a recipe of something else", at="images.dispreferred.row_recipe"
-    ),
+    Refusal("expected 'corruption' and any of", data="a recipe of something else", at="images.recipe.row_recipe"),
     Refusal("found the text {}", data="regions of text"),
     Refusal("found one list of regions for {} images", data="regions of one for two images"),
     Refusal("lists of regions for {} image(s)", data="three regions for one image"),
@@ -673,7 +700,11 @@ LATER = {
     "batch.collator._with_remote_files.fetched": "an archive on the web that cannot be read",
     "order.curriculum.stages": API,
     "images.regions._unwrap: the bytes of a mask are of type": "parquet has no such column, and a text of JSON lines is a path's place",
-    "images.dispreferred.DispreferredImages._donor: corruption='swap' needs stored rows": "images to evaluate on, and none to train on",
+    "images.donors._drawn: needs stored rows with images to take another": "images to evaluate on, and none to train on",
+    "images.corruptions.filled.opencv": "needs an installation without OpenCV: shown in test_without_opencv_the_install_line_is_named",
+    "images.corruptions.filled.inpaint: the region covers the whole image": API,
+    "images.corruptions.filled.inpaint: the region leaves nothing of the image": "thin strips of a large image: shown in test_negatives",
+    "images.corruptions.others.transplant: the region covers the whole image": API,
     "recipes.shipped.any_file": "of `mfpo recipes`",
     "hub.upload.check_login": "needs a Hub to answer: shown in test_the_hub_is_asked_what_a_token_may_do",
     "hub.upload.open_repository": "needs a Hub to answer: shown in test_the_hub_is_asked_what_a_token_may_do",

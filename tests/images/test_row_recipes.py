@@ -179,7 +179,10 @@ BAD = [
     ('{"corruption": "diffusion", "kwargs": {"schedule": "sigmoid"}}', "unknown noise schedule 'sigmoid'"),
     ('{"corruption": "diffusion", "kwargs": {"schedule": []}}', "cannot use {'schedule': []}"),
     ('{"corruption": "diffusion", "kwargs": {"resolution": "336"}}', "number of pixels above 0, found '336'"),
-    ('{"corruption": "mean", "region": "left"}', "region is 'left'; expected ['auto', 'global', 'random', 'key']"),
+    (
+        '{"corruption": "mean", "region": "left"}',
+        "region is 'left'; expected ['auto', 'global', 'random', 'key', 'partial']",
+    ),
     ('{"corruption": "mean", "seed": "1"}', "seed is '1'; expected a whole number"),
 ]
 
@@ -402,6 +405,12 @@ def test_the_card_tells_what_was_used(mixed, tmp_path):
         card(bare, corruption="black", corruption_region="global")
         == f"{given} `black`, inside the whole image; seed 0."
     )
+    own = "inside one of the row's key regions, drawn by what the row shows and asks; seed 0"
+    regions = data(None, None).remove_columns(["corruption", "rejected_images"])
+    filled = card(regions, corruption="inpaint", corruption_region="partial")
+    assert filled == f"{given} `inpaint`, method = navier-stokes, radius = 3.0, {own}."
+    moved = card(regions, corruption="transplant")
+    assert moved == f"{given} `transplant`, blend = feather, border = 0.1, inside the row's key regions; seed 0."
     assert card(mixed) == card(bare, corruption="none") == "The data set's `rejected_images`."
     assert card(bare.to_iterable_dataset()) == (
         f"{given} made by the row's own recipe (column `corruption`), or without one by {default}."

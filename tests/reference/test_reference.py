@@ -341,25 +341,29 @@ def test_nothing_is_scored_before_a_layout_is_proven(tmp_path, data, monkeypatch
     assert not scored and not folders(tmp_path)
 
 
-def test_data_to_evaluate_on_are_swapped_with_the_training_data(tmp_path):
-    """Their key tells the files of the rows whose images are swapped in."""
+@pytest.mark.parametrize("corruption", ["swap", "transplant"])
+def test_data_to_evaluate_on_take_from_the_training_data(corruption, tmp_path):
+    """Their key tells the files of the rows whose images or regions are taken."""
     path = tmp_path / "picture.png"
-    rows = [{**row, "images": [{"bytes": None, "path": str(path)}]} for row in tiny.rows(2)]
+    rows = [{**row, "images": [{"bytes": None, "path": str(path)}]} for row in tiny.rows(2, key_regions=tiny.boxes)]
+    regions = {"key_regions": tiny.boxes}
     keys = []
     for seed in (1, 2):
         tiny.picture(seed).save(path)
         os.utime(path, (seed, seed))
-        train = Dataset.from_list(rows, features=tiny.dataset(1).features)
+        train = Dataset.from_list(rows, features=tiny.dataset(1, tiny.BOXES, **regions).features)
         # The same training rows by their fingerprint, and other rows, with their own pictures, to evaluate on.
         train = train.__class__(train.data, fingerprint="the same")
         trainer = MFPOTrainer(
             model=tiny.model(),
-            args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "corruption": "swap"}),
-            train_dataset=concatenate_datasets([train, tiny.dataset(1)]),
+            args=MFPOConfig(output_dir=str(tmp_path), **{**CPU, "corruption": corruption}),
+            train_dataset=concatenate_datasets([train, tiny.dataset(1, tiny.BOXES, **regions)]),
             ref_model=tiny.model(),
             processing_class=tiny.processor(),
         )
-        key = reference._key(trainer, tiny.dataset(2), "eval_dataset", trainer.data_collator, [])
+        key = reference._key(
+            trainer, tiny.dataset(2, tiny.BOXES, **regions), "eval_dataset", trainer.data_collator, []
+        )
         keys.append(key["images to swap in"].split()[-1])
     assert keys[0] != keys[1]
 

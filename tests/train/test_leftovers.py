@@ -11,7 +11,7 @@ from mfpo_trl.train import command as train
 
 ARGV = ["--model_name_or_path", "x", "--dataset_name", "y", "--use_cpu", "--bf16", "false"]
 OPTIONS = {"diffusion": {"step": 300, "schedule": "cosine"}, "crop": {"scale": [0.01, 0.2]}, "blur": {"sigma": 0.1}}
-NAMES = (*CORRUPTIONS, "none")
+NAMES = (*(name for name in CORRUPTIONS if name != "generate"), "none")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from trl import apply_chat_template, is_conversational, prepare_multimodal_messa
 
 from .._trl import NumberedRows
 from ..config import MFPOConfig
-from ..images import AUTO, DispreferredImages, check_rejected_images
+from ..images import AUTO, DispreferredImages, check_rejected_images, takes_from_others
 from ..objective import (
     BRANCHES,
     CLIPPED,
@@ -354,7 +354,7 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
     Args:
         args: names the branches, the corruption and the lengths.
         processor: of the model.
-        dataset: the training data, whose rows give their images to the corruption `swap`.
+        dataset: the training data, whose rows give their images to the corruptions `swap` and `transplant`.
         layout: a key of `mfpo_trl.batch.layouts.LAYOUTS`.
 
     Raises:
@@ -363,13 +363,17 @@ def build_collator(args: MFPOConfig, processor: ProcessorMixin, dataset: Any, la
     if args.add_eos and processor is not None:
         end_of_sequence(processor.tokenizer)
     dispreferred = DispreferredImages.of(args, model_resolution(processor))
-    if args.corruption == "swap" and not isinstance(dataset, Dataset):
+    if takes_from_others(args.corruption) and not isinstance(dataset, Dataset):
         raise ValueError(
-            "corruption='swap' takes another row's image, which an IterableDataset cannot give at random; use a "
+            f"corruption={args.corruption!r} takes another row's image, which an IterableDataset cannot give at random; use a "
             "map-style data set, or fill 'rejected_images' yourself"
         )
     # Rows to evaluate on may swap where those to train on do not.
-    if args.corruption in ("swap", AUTO) and isinstance(dataset, Dataset) and has_images(dataset):
+    if (
+        (takes_from_others(args.corruption) or args.corruption == AUTO)
+        and isinstance(dataset, Dataset)
+        and has_images(dataset)
+    ):
         dispreferred.donors = _Donors(dataset)
     return MFPOCollator(
         processor=processor,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from ..images import AUTO, NO_CORRUPTION, DispreferredImages, Recipe, used_recipes
+from ..images import AUTO, NO_CORRUPTION, DispreferredImages, Recipe, needs_outside, used_recipes
 from ..rows import RECIPE
 from .training import Training
 
@@ -53,9 +53,11 @@ def describe_corruption(training: Training, made: Sequence[tuple[Recipe, int]] |
 def _in_words(recipe: Recipe, regions: Set[str]) -> str:
     options = "".join(f", {key} = {value}" for key, value in recipe.options.items())
     whole = "the whole image" if "key" not in regions else "the whole image where a row has none"
+    fallback = "" if needs_outside(recipe.corruption) else ", or the whole image where a row has none"
     places = {
-        "auto": "the row's key regions, or the whole image where a row has none",
+        "auto": f"the row's key regions{fallback}",
         "key": "the row's key regions",
+        "partial": f"one of the row's key regions, drawn by what the row shows and asks{fallback}",
         "global": whole,
         "random": "a random rectangle of 20 % of the image",
     }

@@ -89,6 +89,14 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="DIR",
         help="folders of benchmarks' pictures, which are looked for among the images of all rows",
     )
+    parser.add_argument(
+        "--negatives",
+        nargs="?",
+        const="probe",
+        choices=("probe", "sweep"),
+        help="load the model and tell whether the dispreferred images of the rows can teach anything: how well they are told from "
+        "real ones, and what the image is worth to the policy; sweep: for other steps and schedules too",
+    )
     launcher, rest = split(argv)
     options, fields = parser.parse_known_args(rest)
     # Whose fields are those of TRL, which takes seconds to import.
@@ -195,7 +203,7 @@ def run(options: argparse.Namespace, fields: Sequence[str], engine: Engine) -> l
         # A login node without a device checks for one that has some.
         fields += ["--use_cpu", "true"]
     preflight = Preflight(fields, engine, options.rows, options.gpu_memory, devices, options.benchmark_images)
-    return list(preflight.findings(options.try_forward))
+    return list(preflight.findings(options.try_forward, options.negatives))
 
 
 def _without(option: str, fields: Sequence[str]) -> list[str]:

@@ -67,13 +67,16 @@ class Preflight:
         self.adapted = False
         self.layout: Layout | None = None
         self.longest: list[tuple[int, Mapping[str, Any]]] = []
+        self.sound: list[Mapping[str, Any]] | None = None
 
-    def findings(self, try_forward: str = "no") -> Iterator[Finding]:
+    def findings(self, try_forward: str = "no", negatives: str | None = None) -> Iterator[Finding]:
         """Everything that is found.
 
         Args:
             try_forward: `yes`, `no`, or `auto`: where there is a CUDA device.
+            negatives: `probe` looks at the dispreferred images with the model, `sweep` at others too.
         """
+        self.sound = [] if negatives else None
         # Before the rows, because the layout says which of them is the largest; shown behind them.
         name = self.settings.model_name_or_path
         advice = "check model_name_or_path, model_revision and attn_implementation, and the network or the cache"
@@ -107,6 +110,10 @@ class Preflight:
             yield from _tried("memory", self._reckon, "the other findings may say why")
         if try_forward == "yes" or (try_forward == "auto" and self.cuda):
             yield self._try()
+        if negatives:
+            yield from _tried(
+                "negatives", partial(self._examine, negatives == "sweep"), "the other findings may say why"
+            )
 
     def _surroundings(self) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
         """What is asked for itself: its name, and a call that fails where training would."""
@@ -169,6 +176,8 @@ class Preflight:
         longest: list[tuple[int, int, Any]] = []
         for number, row in rows.read(self.dataset, self.rows):
             looks.append(look := looker(number, row))
+            if self.sound is not None and look.error is None and not isinstance(row, Exception):
+                self.sound.append(row)
             if look.error is None and look.has_room(self.training.max_length):
                 # A micro-batch of the longest, and not of the longest one again and again, which is scored once.
                 longest = sorted([*longest, (self._size(look), number, row)], key=lambda one: -one[0])
@@ -177,6 +186,13 @@ class Preflight:
         total = len(self.dataset) if isinstance(self.dataset, Dataset) else None
         context = None if self.model is None else model.positions(self.model)
         return data.findings(looks, total, self.training, self.processor is not None, context)
+
+    def _examine(self, sweeps: bool) -> list[Finding]:
+        from .negatives import examined
+
+        if self.processor is None or not self.sound:
+            return [Finding("negatives", WARNING, "not looked at: no processor or no row", "mend the problems above")]
+        return examined(self.settings, self.training, self.processor, self.dataset, self.sound, sweeps)
 
     def _compare(self) -> list[Finding]:
         return [overlap(self.dataset, self.benchmark_images, self.rows)] if self.benchmark_images else []

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from ..recipes import shipped_files
 
-CORRUPTIONS = ("diffusion", "crop", "mean", "black", "blur")
 KEYWORD_OPTIONS = ("top_k", "phi", "gamma", "lambda_", "damping", "variant")
 
 
@@ -25,6 +25,7 @@ def add_build(commands: Any) -> None:
     parser.add_argument("--config", type=Path, help="a YAML recipe with these options as keys")
     _add_rows(parser)
     _add_images(parser)
+    _add_mirror(parser)
     _add_difficulty(parser)
     add_running(parser)
     parser.set_defaults(run=_build)
@@ -69,7 +70,17 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 def add_dispreferred(parser: argparse.ArgumentParser) -> None:
     """Add the options of the dispreferred images."""
     images = parser.add_argument_group("dispreferred images")
-    images.add_argument("--corruption", choices=CORRUPTIONS, default="diffusion")
+    images.add_argument(
+        "--corruption",
+        default="diffusion",
+        help="diffusion, crop, mean, black, mask, blur, inpaint, transplant or generate (with --materialize)",
+    )
+    images.add_argument(
+        "--corruption-kwargs", metavar="JSON", help="its options by their names; a list of strengths is a ladder"
+    )
+    images.add_argument(
+        "--corruption-region", default="auto", help="auto (the key regions), partial (one of them), random or global"
+    )
     images.add_argument("--schedule", default="vcd_sigmoid", help="of the noise")
     images.add_argument("--step", type=int, default=500, help="of the noise, 0 to 999")
     images.add_argument(
@@ -77,6 +88,32 @@ def add_dispreferred(parser: argparse.ArgumentParser) -> None:
     )
     images.add_argument("--seed", type=int, default=0)
     images.add_argument("--materialize", action="store_true", help="store the dispreferred images too, as PNG")
+
+
+def _add_mirror(parser: argparse.ArgumentParser) -> None:
+    mirror = parser.add_argument_group("mirror rows")
+    mirror.add_argument(
+        "--mirror",
+        action="store_true",
+        help="give each row that allows it a twin: its image with one object replaced, and the answer that is true of that; "
+        "for rows whose key_regions have phrases, such as those of another build",
+    )
+    mirror.add_argument(
+        "--mirror-choice",
+        default="rare",
+        help="of the replacement: rare, what the data set seldom shows together with the rest; or uniform",
+    )
+    mirror.add_argument(
+        "--mirror-editor",
+        default="transplant",
+        help="transplant, another row's object; generate, by an inpainting pipeline; or package.module:function",
+    )
+    mirror.add_argument(
+        "--mirror-phrases", type=Path, help="a file of replacements, one a line, in place of the rows' phrases"
+    )
+    mirror.add_argument(
+        "--mirror-kwargs", metavar="JSON", help="options of --mirror-editor generate: model, guidance_scale, …"
+    )
 
 
 def _add_difficulty(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +253,8 @@ def recipe_arguments(recipe: Mapping[str, Any], where: str, parser: argparse.Arg
             arguments += [action.option_strings[0]] if value else []
         elif isinstance(value, list):
             arguments += [action.option_strings[0], *map(str, value)]
+        elif isinstance(value, Mapping):
+            arguments.append(f"{action.option_strings[0]}={json.dumps(value)}")
         elif value is not None:
             arguments.append(f"{action.option_strings[0]}={value}")
     return arguments

@@ -1,17 +1,34 @@
 """What `mfpo build` builds, and everything that builds one part of it."""
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from .. import __version__
-from ..images import USUAL_RESOLUTION, DispreferredImages, check_corruption, corruption_defaults
+from ..images import (
+    GENERATE,
+    REGION_CHOICES,
+    USUAL_RESOLUTION,
+    DispreferredImages,
+    check_corruption,
+    check_options,
+    corruption_defaults,
+    needs_outside,
+    region_mask,
+    regions_per_image,
+    rungs,
+)
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
+from .mirror import CHOICES, EDITORS, Example, Left, Mirror, Pool, build_editor, listed, with_twins
 from .reading import SOURCES, Source, check_unread, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
 from .writing import PartReport, Parts, Said, features
@@ -53,11 +70,18 @@ class BuildOptions:
     keywords: KeywordOptions = field(default_factory=KeywordOptions)
     tagger: str | None = None
     corruption: str = "diffusion"
+    corruption_kwargs: dict[str, Any] | str | None = None
+    corruption_region: str = "auto"
     schedule: str = "vcd_sigmoid"
     step: int = 500
     resolution: int = USUAL_RESOLUTION
     seed: int = 0
     materialize: bool = False
+    mirror: bool = False
+    mirror_choice: str = "rare"
+    mirror_editor: str = "transplant"
+    mirror_phrases: Path | None = None
+    mirror_kwargs: dict[str, Any] | str | None = None
     difficulty: str | None = None
     model: str | None = None
     samples: int = 10
@@ -99,18 +123,79 @@ class BuildOptions:
             raise ValueError(f"--difficulty {self.scorer} needs a model that measures it: --model")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit is {self.limit}; expected a number from 1 up")
+        self._check_corruption()
+        self._check_mirror()
+
+    def _check_mirror(self) -> None:
+        if self.mirror_choice not in CHOICES:
+            raise ValueError(f"--mirror-choice {self.mirror_choice!r} is unknown; expected {' or '.join(CHOICES)}")
+        if self.mirror_editor not in EDITORS and ":" not in self.mirror_editor:
+            raise ValueError(
+                f"--mirror-editor {self.mirror_editor!r} is unknown; expected {', '.join(EDITORS)}, or package.module:function"
+            )
+        if not self.mirror and (self.mirror_phrases or self.mirror_kwargs):
+            raise ValueError("--mirror-phrases and --mirror-kwargs are of --mirror; add it")
+        if self.mirror_editor == "generate":
+            check_options(GENERATE, self.generate_kwargs)
+        elif self.mirror_kwargs:
+            raise ValueError("--mirror-kwargs are options of --mirror-editor generate")
+
+    @property
+    def generate_kwargs(self) -> dict[str, Any]:
+        """Options of the pipeline that puts a replacement into an image; its texts are the two phrases.
+
+        Raises:
+            ValueError: `mirror_kwargs` is no mapping.
+        """
+        known = corruption_defaults(GENERATE)
+        given = _mapping("--mirror-kwargs", self.mirror_kwargs)
+        return {name: own for name, own in {**known, **given}.items() if "prompt" not in name or name in given}
+
+    def _check_corruption(self) -> None:
         if self.corruption == "swap":
             raise ValueError(
                 "--corruption swap needs other rows; set `corruption: swap` in the training recipe instead"
             )
-        check_corruption(self.corruption, self.corruption_kwargs)
+        if self.corruption == "transplant" and self.materialize:
+            raise ValueError(
+                "--corruption transplant takes regions of other rows, which are not there while rows are built; leave "
+                "--materialize out, and the trainer makes these images from the rows that it trains on"
+            )
+        if self.corruption == GENERATE and not self.materialize:
+            raise ValueError(
+                "--corruption generate makes images once and for all: add --materialize, which stores them"
+            )
+        if self.corruption_region not in REGION_CHOICES:
+            raise ValueError(
+                f"--corruption-region {self.corruption_region!r} is unknown; expected {', '.join(REGION_CHOICES)}"
+            )
+        if needs_outside(self.corruption) and self.corruption_region == "global":
+            raise ValueError(
+                f"--corruption {self.corruption} needs something around a region; --corruption-region global has none"
+            )
+        (check_options if self.corruption == GENERATE else check_corruption)(self.corruption, self.recipe_kwargs)
 
     @property
-    def corruption_kwargs(self) -> dict[str, Any]:
-        """Options of the corruption, all of them, so that a row's recipe means the same under other defaults."""
-        if self.corruption != "diffusion":
-            return corruption_defaults(self.corruption)
-        return {"step": self.step, "schedule": self.schedule, "resolution": self.resolution}
+    def recipe_kwargs(self) -> dict[str, Any]:
+        """Options of the corruption, all of them, so that a row's recipe means the same under other defaults.
+
+        Raises:
+            ValueError: `corruption_kwargs` is no mapping.
+        """
+        given = _mapping("--corruption-kwargs", self.corruption_kwargs)
+        own = {"step": self.step, "schedule": self.schedule, "resolution": self.resolution}
+        known = corruption_defaults(self.corruption)
+        return {**known, **{name: value for name, value in own.items() if name in known}, **given}
+
+    @property
+    def stored_images(self) -> int:
+        """How many dispreferred images of each image are stored."""
+        return rungs(self.corruption, self.recipe_kwargs) if self.materialize else 0
+
+    @property
+    def detects(self) -> bool:
+        """Whether there is a grounder that says what is in an image."""
+        return self.grounder not in ("column", "random", "none")
 
     @property
     def scorer(self) -> str:
@@ -120,9 +205,25 @@ class BuildOptions:
     def remembered(self, rows: int) -> dict[str, Any]:
         """What decides the parts' content."""
         kept = {own.name: getattr(self, own.name) for own in fields(self) if own.name not in ELSEWHERE}
-        kept |= {"keywords": asdict(self.keywords), "difficulty": self.scorer}
+        kept |= {"keywords": asdict(self.keywords), "difficulty": self.scorer, "corruption_kwargs": self.recipe_kwargs}
+        kept["mirror_phrases"] = str(self.mirror_phrases.resolve()) if self.mirror_phrases else None
         kept["image_root"] = str(self.image_root.resolve()) if self.image_root else None
         return {**kept, "rows": rows, "version": __version__}
+
+
+def _mapping(option: str, given: Any) -> Mapping[str, Any]:
+    """The options that a command line gives as JSON, or a recipe as a mapping.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except ValueError as error:
+        raise ValueError(f"{option} {given!r} is not JSON: {error}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{option} is {given!r}; expected options by their names, such as '{{\"share\": 0.5}}'")
+    return found
 
 
 class Pipeline:
@@ -150,7 +251,9 @@ class Pipeline:
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
         begun = "answer_prefix" in {*columns, *self.convention.texts}
-        self.features = features(options.materialize or bool(brings), begun)
+        self.features = features(
+            max(options.stored_images, int(bool(brings) or options.mirror)), begun, options.mirror
+        )
 
     @property
     def told(self) -> str:
@@ -217,7 +320,12 @@ class Pipeline:
                 batch_size=own.batch_size,
                 seed=own.seed,
             )
-        dispreferred = DispreferredImages(own.corruption, own.corruption_kwargs, seed=own.seed)
+        dispreferred = DispreferredImages(own.corruption, own.recipe_kwargs, own.corruption_region, own.seed)
+        fill = None
+        if own.corruption == GENERATE:
+            from .editing import Inpainter
+
+            fill = Inpainter(own.recipe_kwargs["model"], self.device)
         score: Any = build_difficulty(
             own.scorer,
             model=own.model,
@@ -235,9 +343,39 @@ class Pipeline:
         return {
             "keywords": Keywords(own.keywords, vectors, load_tagger(own.tagger)),
             "grounding": Regions(grounder),
-            "corruption": Corrupt(dispreferred, own.materialize),
+            **({"mirror": self._mirror(grounder)} if own.mirror else {}),
+            "corruption": Corrupt(dispreferred, own.stored_images, fill),
             "difficulty": Score(score),
         }
+
+    def _mirror(self, grounder: Any) -> Mirror:
+        """The stage that makes twins, with what the source's own regions show to choose from."""
+        own = self.options
+        fill = None
+        options = dict(own.generate_kwargs) if own.mirror_editor == GENERATE else {}
+        if options:
+            from .editing import Inpainter
+
+            fill = Inpainter(options.pop("model"), self.device)
+        return Mirror(
+            Pool.of(self.rows, self.count, self.source, self.roots),
+            build_editor(own.mirror_editor, fill, options),
+            self._example,
+            grounder if own.detects else None,
+            own.mirror_choice,
+            None if own.mirror_phrases is None else listed(own.mirror_phrases),
+            own.seed,
+        )
+
+    def _example(self, place: Example) -> tuple[Image.Image, np.ndarray]:
+        """A picture of the source, and the mask of what it is an example of."""
+        raw = self.rows.read(range(place.row, place.row + 1))[0]
+        row = Read(self.source, self.roots)(raw, place.row)[0]
+        if isinstance(row, Rejected):
+            raise Left("the example cannot be read")
+        picture = row["pictures"][place.image]
+        region = regions_per_image(row["key_regions"], len(row["pictures"]))[place.image][place.region]
+        return picture, region_mask([region], picture.height, picture.width)
 
     def build(self, part: int, progress: Callable[[int], Any] = lambda rows: None) -> None:
         """Build a part and store it."""
@@ -261,6 +399,7 @@ class Pipeline:
         for name, stage in self.stages.items():
             with report.timed(name):
                 rows = report.kept(each(stage, rows), [row["number"] for row in rows])
+            rows = with_twins(rows)
         for row in rows:
             # What is no longer needed would fill the memory until the part is written.
             del row["pictures"]

@@ -15,8 +15,24 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from ..images import DispreferredImages, check_rejected_images, encode_rle, region_mask, regions_per_image
-from ..rows import check_answers, load_images, plain_text, prefix_of
+from ..images import (
+    DispreferredImages,
+    check_rejected_images,
+    encode_rle,
+    needs_outside,
+    region_mask,
+    regions_per_image,
+)
+from ..rows import (
+    check_answers,
+    dispreferred_column,
+    load_images,
+    plain_text,
+    plural_of,
+    prefix_of,
+    row_digest,
+    row_generator,
+)
 from .keywords import KeywordOptions, keywords
 from .reading import IMAGE, convert, image_bytes, read_masks
 
@@ -195,23 +211,47 @@ class Corrupt:
 
     Args:
         dispreferred: makes them.
-        materialize: store `rejected_images`; a row's own are kept as they are.
+        stored: how many of each image are stored as `rejected_images`, `rejected_images_2`, …; a row's own are kept as they are.
+        fill: an `editing.Inpainter`, for the corruption `generate`.
     """
 
-    def __init__(self, dispreferred: DispreferredImages, materialize: bool):
-        self.dispreferred, self.materialize = dispreferred, materialize
+    def __init__(self, dispreferred: DispreferredImages, stored: int, fill: Any = None):
+        self.dispreferred, self.stored, self.fill = dispreferred, stored, fill
 
-    def __call__(self, rows: list[Row]) -> list[Row]:
+    def __call__(self, rows: list[Row]) -> list[Row | Rejected]:
+        return [self._with_recipe(row) for row in rows]
+
+    def _with_recipe(self, row: Row) -> Row | Rejected:
         made = self.dispreferred
-        recipe = {"corruption": made.corruption, "kwargs": dict(made.kwargs), "seed": made.seed}
-        for row in rows:
-            given = row.get("rejected_images") is not None
-            recipe_ = {"corruption": "none"} if given else {**recipe, "region": "key" if row["grounded"] else "global"}
-            row["corruption"] = json.dumps(recipe_, sort_keys=True)
-            if self.materialize and not given:
-                images = made(row, row["pictures"])
-                row["rejected_images"] = [{"bytes": _png(image), "path": None} for image in images]
-        return rows
+        if row.get("rejected_images") is not None:
+            row["corruption"] = json.dumps({"corruption": "none"})
+            return row
+        region = {"auto": "key"}.get(made.region, made.region) if row["grounded"] else "global"
+        if made.region == "random":
+            region = "random"
+        elif needs_outside(made.corruption) and row["pictures"] and row["mask_area"] >= 1:
+            what = "no region was found" if not row["grounded"] else "the regions cover the whole image"
+            return Rejected(f"{what}, and corruption {made.corruption!r} needs something around a region")
+        recipe = {"corruption": made.corruption, "kwargs": dict(made.kwargs), "seed": made.seed, "region": region}
+        row["corruption"] = json.dumps(recipe, sort_keys=True)
+        for variant in range(1, self.stored + 1):
+            images = made(row, row["pictures"], variant) if self.fill is None else self._filled(row)
+            row[plural_of(dispreferred_column(variant))] = [{"bytes": _png(image), "path": None} for image in images]
+        return row
+
+    def _filled(self, row: Row) -> list[Image.Image]:
+        """The row's pictures, filled by a generative model where their regions are."""
+        made, digest = self.dispreferred, row_digest(row["prompt"], row["pictures"])
+        options = {name: value for name, value in made.kwargs.items() if name != "model"}
+        pictures = []
+        for n, (picture, mask, regions) in enumerate(
+            zip(row["pictures"], made.masks(row, row["pictures"]), row["key_regions"], strict=True)
+        ):
+            phrases = ", ".join(dict.fromkeys(region["phrase"] for region in regions if region["phrase"]))
+            texts = {name: options[name].replace("{phrase}", phrases) for name in ("prompt", "negative_prompt")}
+            rng = row_generator(digest, made.seed or 0, made.corruption, n)
+            pictures.append(self.fill(picture, mask, rng, **{**options, **texts}) if mask.any() else picture)
+        return pictures
 
 
 def _png(image: Image.Image) -> bytes:

@@ -17,4 +17,6 @@ from .figures import compare as compare
 from .figures import wilson as wilson
 from .generation import run_generate as run_generate
 from .merge import run_merge as run_merge
+from .models import Quantisation as Quantisation
+from .models import load_base as load_base
 from .reliance import run_reliance as run_reliance

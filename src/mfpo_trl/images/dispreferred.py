@@ -1,15 +1,15 @@
 """A row's dispreferred images: which recipe, which region, which randomness."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..rows import (
     RECIPE,
+    RowError,
     dispreferred_column,
     image_list,
     load_images,
@@ -17,105 +17,26 @@ from ..rows import (
     row_digest,
     row_error,
     row_generator,
-    without_none,
 )
-from .corruptions import NO_CORRUPTION, check_corruption, corrupt, corruption_defaults
+from .corruptions import (
+    GENERATE,
+    NO_CORRUPTION,
+    check_corruption,
+    corrupt,
+    corruption_defaults,
+    needs_outside,
+    of_variant,
+    takes_from_others,
+)
+from .donors import Donors, another_image, another_region
+from .recipe import Recipe, row_recipe
 from .regions import random_region, region_mask, regions_per_image
 
 AUTO = "auto"
 """As a corruption: the row's own recipe, the paper's diffusion where it has none."""
 
-REGION_CHOICES = ("auto", "global", "random", "key")
-
 RANDOM_AREA = 0.2
 """Share of the image that `corruption_region="random"` covers; 20 % in the ablation of arXiv 2410.15334."""
-
-DONOR_TRIES = 64
-
-NOT_A_RECIPE = (
-    "rename or remove a column of another meaning, or name a corruption for all rows (corruption: diffusion), "
-    "with which the column is not read"
-)
-
-
-class Donors(Protocol):
-    """Rows by their position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Mapping[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a row's dispreferred images are made; the column `corruption` holds it as JSON.
-
-    Args:
-        corruption: a name in `mfpo_trl.images.corruptions.CORRUPTIONS`, or `none`.
-        kwargs: options of that function.
-        region: one of `REGION_CHOICES`.
-        seed: the images depend on it.
-    """
-
-    corruption: str = "diffusion"
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    region: str = "auto"
-    seed: int = 0
-
-    @property
-    def changed(self) -> dict[str, Any]:
-        """The options that are set to something else than the corruption's own defaults."""
-        known = corruption_defaults(self.corruption)
-        return {key: value for key, value in self.kwargs.items() if key not in known or known[key] != value}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that are set, those of the corruption's own defaults among them."""
-        known = {**corruption_defaults(self.corruption), **self.kwargs}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
-        return {key: value for key, value in plain.items() if isinstance(value, str | int | float | list)}
-
-    def __str__(self) -> str:
-        options = ", ".join(f"{key} {value}" for key, value in self.options.items())
-        region = f"; region {self.region}" if self.region != "auto" else ""
-        return f"{self.corruption}{f': {options}' if options else ''}{region}; seed {self.seed}"
-
-
-def row_recipe(row: Mapping[str, Any]) -> Recipe | None:
-    """The recipe in a row's column `corruption`, JSON or a mapping; None where it has none.
-
-    Raises:
-        ValueError: something else, or a corruption, option, region or seed that there is not; names row and field.
-    """
-    value = row.get(RECIPE)
-    if value is None:
-        return None
-    try:
-        found = without_none(value if isinstance(value, Mapping) else json.loads(value))
-    except (TypeError, ValueError) as error:
-        raise row_error(row, RECIPE, f"{str(value)[:60]!r} is not JSON: {error}; {NOT_A_RECIPE}") from error
-    known = tuple(Recipe.__dataclass_fields__)
-    if not isinstance(found, dict) or "corruption" not in found or not set(found) <= set(known):
-        problem = f"found {str(found)[:80]}; expected 'corruption' and any of {known[1:]}; {NOT_A_RECIPE}"
-        raise row_error(row, RECIPE, problem)
-    recipe = Recipe(**found)
-    try:
-        _check(recipe)
-    except ValueError as error:
-        raise row_error(row, RECIPE, str(error)) from error
-    return recipe
-
-
-def _check(recipe: Recipe) -> None:
-    if not isinstance(recipe.corruption, str):
-        raise ValueError(f"corruption is {recipe.corruption!r}; expected a name")
-    if not isinstance(recipe.kwargs, Mapping) or "donor" in recipe.kwargs:
-        raise ValueError(f"kwargs is {str(recipe.kwargs)[:60]}; expected options of the corruption by their names")
-    if recipe.region not in REGION_CHOICES:
-        raise ValueError(f"region is {recipe.region!r}; expected {list(REGION_CHOICES)}")
-    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool):
-        raise ValueError(f"seed is {recipe.seed!r}; expected a whole number")
-    check_corruption(recipe.corruption, recipe.kwargs)
 
 
 @dataclass
@@ -125,9 +46,9 @@ class DispreferredImages:
     Args:
         corruption, kwargs, region, seed: as `corruption`, `corruption_kwargs`, `corruption_region` and `corruption_seed`
             of `MFPOConfig`.
-        resolution: for `diffusion` without a `resolution` of its own: from (height, width) of an image to the shorter
+        resolution: for `diffusion` and `inpaint` without a `resolution` of their own: from (height, width) of an image to the shorter
             side, in pixels, at which the model sees it. None: the noise is drawn for each pixel.
-        donors: the rows among which `swap` finds another image.
+        donors: the rows among which `swap` finds another image, and `transplant` another region.
     """
 
     corruption: str = AUTO
@@ -145,7 +66,8 @@ class DispreferredImages:
     @property
     def falls_back(self) -> bool:
         """Whether a row without regions is corrupted as a whole in their place."""
-        return self.region == "auto" and self.corruption not in (NO_CORRUPTION, "swap")
+        otherwise = self.corruption in (NO_CORRUPTION, "swap") or needs_outside(self.corruption)
+        return self.region in ("auto", "partial") and not otherwise
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -171,7 +93,7 @@ class DispreferredImages:
             return Recipe(self.corruption, self.kwargs, self.region, self.seed or 0)
         own = row_recipe(row)
         start = own or Recipe()
-        makes = start.corruption != NO_CORRUPTION
+        makes = start.corruption not in (NO_CORRUPTION, GENERATE)
         recipe = Recipe(
             start.corruption,
             {**start.kwargs, **self.kwargs} if makes else {},
@@ -234,30 +156,39 @@ class DispreferredImages:
             field = plural_of(dispreferred_column(variant))
             raise row_error(row, field, f"is missing, and {whose}'none' makes none")
         digest = row_digest(row.get("prompt"), images)
+        regions = self._regions(row, images, recipe, digest, variant)
         if variant > 1:
             digest += variant.to_bytes(2, "big")
-        masks = self._masks(row, images, recipe, digest)
-        return [self._corrupted(row, image, masks[n], recipe, digest, n, variant) for n, image in enumerate(images)]
+        generators = [row_generator(digest, recipe.seed, recipe.corruption, n) for n in range(len(images))]
+        try:
+            kwargs = of_variant(recipe.corruption, recipe.kwargs, variant)
+        except ValueError as error:
+            raise row_error(row, RECIPE, str(error)) from error
+        return [
+            self._corrupted(row, image, masks, recipe.corruption, kwargs, rng)
+            for image, masks, rng in zip(images, regions, generators, strict=True)
+        ]
 
-    def masks(self, row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[np.ndarray]:
+    def masks(self, row: Mapping[str, Any], images: Sequence[Image.Image], variant: int = 1) -> list[np.ndarray]:
         """Where each image is corrupted, one (H, W) bool mask an image.
 
         Raises:
             RowError: regions that cannot be used, or none where they are asked for.
         """
-        return self._masks(row, images, self.recipe(row), row_digest(row.get("prompt"), images))
+        regions = self._regions(row, images, self.recipe(row), row_digest(row.get("prompt"), images), variant)
+        return [_union(own, image) for own, image in zip(regions, images, strict=True)]
 
-    def _masks(
-        self, row: Mapping[str, Any], images: Sequence[Image.Image], recipe: Recipe, digest: bytes
-    ) -> list[np.ndarray]:
+    def _regions(
+        self, row: Mapping[str, Any], images: Sequence[Image.Image], recipe: Recipe, digest: bytes, variant: int
+    ) -> list[list[np.ndarray]]:
+        """The regions of each image that are corrupted, (H, W) bool each; no region keeps an image clean."""
         sizes = [(image.height, image.width) for image in images]
         if recipe.region == "random":
-            generators = [row_generator(digest, recipe.seed, "region", n) for n in range(len(images))]
-            return [random_region(*size, rng, RANDOM_AREA) for size, rng in zip(sizes, generators, strict=True)]
-        if recipe.region == "global":
-            return [np.ones(size, dtype=bool) for size in sizes]
+            own = digest if variant == 1 else digest + variant.to_bytes(2, "big")
+            generators = [row_generator(own, recipe.seed, "region", n) for n in range(len(images))]
+            return [[random_region(*size, rng, RANDOM_AREA)] for size, rng in zip(sizes, generators, strict=True)]
         try:
-            regions = regions_per_image(row.get("key_regions"), len(images))
+            regions = [] if recipe.region == "global" else regions_per_image(row.get("key_regions"), len(images))
             if recipe.region == "key" and not any(regions):
                 if self.region != "key":
                     raise ValueError(
@@ -267,50 +198,69 @@ class DispreferredImages:
                     "is empty; corruption_region='key' needs a region in every row with an image: `mfpo build` finds them, "
                     "and 'auto' takes the whole image"
                 )
+            if not any(regions):
+                if needs_outside(recipe.corruption):
+                    raise ValueError(f"{WHOLE.format(recipe.corruption)}")
+                return [[np.ones(size, dtype=bool)] for size in sizes]
             # In a row with several images, those without a region stay clean beside one that has some.
-            whole = not any(regions)
-            return [
-                region_mask(own, *size) if own else np.full(size, whole)
-                for own, size in zip(regions, sizes, strict=True)
-            ]
+            masks = [[region_mask([one], *size) for one in own] for own, size in zip(regions, sizes, strict=True)]
         except (ValueError, TypeError, OSError) as error:
             raise row_error(row, "key_regions", str(error)) from error
+        return (
+            masks
+            if recipe.region != "partial"
+            else _one_of(masks, row_generator(digest, recipe.seed, "partial"), variant)
+        )
 
     def _corrupted(
         self,
         row: Mapping[str, Any],
         image: Image.Image,
-        mask: np.ndarray,
-        recipe: Recipe,
-        digest: bytes,
-        position: int,
-        variant: int,
+        regions: Sequence[np.ndarray],
+        corruption: str,
+        kwargs: dict[str, Any],
+        rng: np.random.Generator,
     ) -> Image.Image:
-        rng = row_generator(digest, recipe.seed, recipe.corruption, position)
-        pixels = np.asarray(image)
-        kwargs = dict(recipe.kwargs)
-        if recipe.corruption == "mask" and isinstance(kwargs.get("share"), Sequence):
-            if variant > len(kwargs["share"]):
-                problem = f"image {variant} of a row is asked for, and 'share' of the mask has {len(kwargs['share'])} numbers"
-                raise row_error(row, RECIPE, problem)
-            kwargs["share"] = kwargs["share"][variant - 1]
-        if recipe.corruption == "diffusion" and self.resolution is not None:
-            kwargs.setdefault("resolution", self.resolution(image.height, image.width))
-        if recipe.corruption == "swap":
-            kwargs["donor"] = self._donor(row, pixels, rng)
-        return Image.fromarray(corrupt(pixels, mask, rng, recipe.corruption, **kwargs))
+        """The image, corrupted in the regions: in each by itself where something is taken for it from another row."""
+        pixels, picture = np.asarray(image), np.asarray(image)
+        if "resolution" in corruption_defaults(corruption) and self.resolution is not None:
+            kwargs = {"resolution": self.resolution(image.height, image.width), **kwargs}
+        try:
+            for region in regions if corruption == "transplant" else [_union(regions, image)]:
+                given: dict[str, Any] = {}
+                if needs_outside(corruption) and region.all():
+                    raise ValueError(
+                        f"the regions cover the whole image; corruption {corruption!r} needs something around them"
+                    )
+                if corruption == "transplant":
+                    given = dict(zip(GIVEN, another_region(row, pixels, region, self.donors, rng), strict=True))
+                elif takes_from_others(corruption):
+                    given = {"donor": another_image(row, pixels, self.donors, rng)}
+                picture = corrupt(picture, region, rng, corruption, **kwargs, **given)
+        except RowError:
+            raise
+        except ValueError as error:
+            raise row_error(row, "key_regions", str(error)) from error
+        return Image.fromarray(picture)
 
-    def _donor(self, row: Mapping[str, Any], pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if not self.donors:
-            raise row_error(
-                row, "images", "corruption='swap' needs stored rows with images to take another image from"
-            )
-        first = int(rng.integers(len(self.donors)))
-        for step in range(min(DONOR_TRIES, len(self.donors))):
-            other = load_images(self.donors[(first + step) % len(self.donors)], "image")
-            if other and not np.array_equal(np.asarray(other[0]), pixels):
-                return np.asarray(other[0])
-        raise row_error(row, "images", f"no other image to swap in was found in {step + 1} rows")
+
+GIVEN = ("donor", "donor_region")
+
+WHOLE = (
+    "is empty, which means the whole image; corruption {!r} needs something around a region: leave such rows out, or set "
+    "corruption_region to 'random'"
+)
+
+
+def _union(regions: Sequence[np.ndarray], image: Image.Image) -> np.ndarray:
+    return np.logical_or.reduce([np.zeros((image.height, image.width), dtype=bool), *regions])
+
+
+def _one_of(masks: list[list[np.ndarray]], rng: np.random.Generator, variant: int) -> list[list[np.ndarray]]:
+    """One of all regions of a row's images, a different one for each variant while there are any."""
+    places = [(image, place) for image, own in enumerate(masks) for place in range(len(own))]
+    chosen = places[rng.permutation(len(places))[(variant - 1) % len(places)]]
+    return [[mask for place, mask in enumerate(own) if (image, place) == chosen] for image, own in enumerate(masks)]
 
 
 def check_rejected_images(row: Mapping[str, Any], images: int, variant: int = 1) -> None:

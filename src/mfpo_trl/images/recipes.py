@@ -8,7 +8,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from ..rows import RECIPE, ROW_NUMBER, is_stored, rows_to_corrupt, rows_to_corrupt_whole
-from .dispreferred import AUTO, DispreferredImages, Recipe, row_recipe
+from .corruptions import needs_outside
+from .dispreferred import AUTO, DispreferredImages
+from .recipe import Recipe, row_recipe
 
 logger = get_logger(__name__)
 
@@ -67,15 +69,40 @@ def check_recipes(args: Any, datasets: Mapping[str, Any]) -> None:
         datasets: by the names of their arguments.
 
     Raises:
-        ValueError: a row whose recipe is none, or does not take the options that `args` ask for.
+        ValueError: a row whose recipe is none, or does not take the options that `args` ask for, or whose image would have to be
+            corrupted as a whole by what needs something around a region.
     """
     if not any(branch.variant for branch in args.branches):
         return
     images = DispreferredImages.of(args)
     lines = [line for name, dataset in datasets.items() if (line := overruled(images, name, dataset))]
+    for name, dataset in datasets.items():
+        if is_stored(dataset):
+            check_surroundings(images, name, dataset)
     if lines:
         asked = ", ".join(f"{name}={value!r}" for name, value in images.asked.items())
         logger.warning(f"{asked} wins over the rows' own recipes (column '{RECIPE}') in {' and '.join(lines)}.")
+
+
+def check_surroundings(images: DispreferredImages, name: str, dataset: Dataset) -> None:
+    """Refuse a corruption that needs something around a region in rows whose whole image would be corrupted.
+
+    Raises:
+        ValueError: names the first such row, and how many there are.
+    """
+    bare = rows_to_corrupt_whole(dataset)
+    rows: list[tuple[dict[str, Any], int]] = []
+    if RECIPE in dataset.column_names and images.corruption == AUTO:
+        rows = [(row, count) for row, count in own_recipes(dataset) if row["key_regions"] is None]
+    elif bare.any():
+        rows = [({ROW_NUMBER: int(bare.argmax())}, int(bare.sum()))]
+    for row, count in rows:
+        recipe = images.recipe(row)
+        if needs_outside(recipe.corruption) and recipe.region != "random":
+            raise ValueError(
+                f"{name}: {count} rows (the first is row {row[ROW_NUMBER]}) have no key_regions, and corruption "
+                f"{recipe.corruption!r} needs something around a region; leave these rows out, or set corruption_region='random'"
+            )
 
 
 def overruled(images: DispreferredImages, name: str, dataset: Any) -> str | None:

@@ -41,7 +41,7 @@ class PairsPipeline(Pipeline):
     def __init__(self, options: PairOptions, device: str | None = None):
         self.questions = read_questions(options.questions)
         super().__init__(options, device)
-        self.features = features(options.materialize, answer_prefix=options.by == "sentence")
+        self.features = features(options.stored_images, answer_prefix=options.by == "sentence")
         self.samples: list[dict[str, Any]] = []
 
     def recognised(self, columns: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .._trl import NumberedRows, Replay, fingerprint, placed
 from ..batch import unwrapped
 from ..checkpoints import ResumeError
-from ..images import used_recipes
+from ..images import takes_from_others, used_recipes
 from ..objective import BRANCHES, OF_BOTH, BranchName, branch_of, columns_of, split_batch
 from ..rows import ROW_NUMBER, is_stored
 from .cache import FORMAT, VALUES, ReferenceCache, cache_folder
@@ -311,8 +311,8 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
     assert used is not None, "the rows of a cache are stored"
     made = [recipe for recipe, _ in used]
     others = trainer.train_dataset
-    swaps = "swap" in {recipe.corruption for recipe in made}
-    donors = f"{fingerprint(others)} {files_digest(others)}" if swaps else None
+    takes = any(takes_from_others(recipe.corruption) for recipe in made)
+    donors = f"{fingerprint(others)} {files_digest(others)}" if takes else None
     model, adapters = _reference_model(trainer)
     # Read where two images stand in one prompt alone, so that other keys stay what they were.
     of_both = any(own.image in OF_BOTH for own in collator.branches)

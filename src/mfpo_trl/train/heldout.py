@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from .mirrors import MIRROR_OF
+
 SHOWN = ("prompt", "image", "images")
 
 
 def hold_out(dataset: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
     """The rows to train on and those that are held out, each in their order.
 
-    Rows with the same prompt and images are on one side, so that what is held out has not been seen. Prompts are drawn one
+    Rows with the same prompt and images, and rows and their twins, are on one side, so that what is held out has not been seen. Prompts are drawn one
     after the other, and those that still fit into the share, in whole rows, are held out; at least the rows of one prompt are.
 
     Args:
@@ -44,6 +46,15 @@ def _groups(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     shown = dataset.select_columns([own for own in SHOWN if own in dataset.column_names]).with_format("arrow")
     known: dict[bytes, int] = {}
     groups = [known.setdefault(_digest(row), len(known)) for batch in shown.iter(100) for row in batch.to_pylist()]
+    if {"id", MIRROR_OF} <= set(dataset.column_names):
+        # A twin shows the picture of its row but for one object.
+        names = dataset.select_columns(["id", MIRROR_OF]).with_format("arrow")[:]
+        place = {own: n for n, own in enumerate(names["id"].to_pylist())}
+        for n, source in enumerate(names[MIRROR_OF].to_pylist()):
+            if source in place:
+                groups[n] = groups[place[source]]
+        _, numbers = np.unique(groups, return_inverse=True)
+        return numbers, np.bincount(numbers)
     return np.array(groups), np.bincount(groups)
 
 

@@ -16,6 +16,7 @@ from ..config import MFPOConfig
 from ..data.reading import SOURCES, is_a_path
 from ..evaluation import DURING
 from .heldout import hold_out
+from .mirrors import read_by_objective
 from .reading import as_rows
 
 KINDS_OF_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
@@ -108,7 +109,8 @@ class Splits:
 
     def _split(self, name: str, advice: str = "") -> Any:
         script = self.script
-        return as_rows(split_of(self.data, name, advice), script.dataset_name, script.source, script.image_root)
+        rows = as_rows(split_of(self.data, name, advice), script.dataset_name, script.source, script.image_root)
+        return read_by_objective(rows, self.training, script.dataset_name)
 
 
 def rows_of(name: str, split: str = "train", source: str = "auto", image_root: str | None = None) -> Any:

@@ -2,5 +2,13 @@ from .extraction import KeywordOptions as KeywordOptions
 from .extraction import embedding_vectors as embedding_vectors
 from .extraction import keywords as keywords
 from .extraction import load_tagger as load_tagger
+from .phrases import WORD as WORD
 from .phrases import Candidate as Candidate
 from .phrases import candidates as candidates
+from .phrases import singular as singular
+from .words import ADJECTIVES as ADJECTIVES
+from .words import DETERMINERS as DETERMINERS
+from .words import PARTICIPLES as PARTICIPLES
+from .words import PRONOUNS as PRONOUNS
+from .words import STOP as STOP
+from .words import VERBS as VERBS

@@ -69,7 +69,7 @@ def candidates(text: str, nlp: Any = None) -> list[Candidate]:
         phrase = [word for word, _, _ in words[start:end]]
         phrase[-1] = phrase[-1].removesuffix("'s").removesuffix("'")
         if phrase[-1] and _names_a_thing(phrase[-1]) and LATIN.fullmatch("".join(phrase)):
-            stems = tuple(_singular(word) for word in phrase)
+            stems = tuple(singular(word) for word in phrase)
             places.setdefault(stems, []).append((start, " ".join(phrase)))
     return [Candidate(found[0][1], tuple(place for place, _ in found), stems) for stems, found in places.items()]
 
@@ -153,7 +153,7 @@ def _is_adjective(word: str) -> bool:
 
 
 def _names_a_thing(word: str) -> bool:
-    stem = _singular(word)
+    stem = singular(word)
     if stem in NOT_THINGS or word in NOT_THINGS or stem in STOP or len(stem) < 2:
         return False
     return stem in SUFFIX_NOUNS or not (len(stem) > 5 and stem.endswith(ABSTRACT_ENDINGS))
@@ -174,7 +174,7 @@ def _chunks(document: Any, words: Words) -> list[tuple[int, int]]:
     return [run for run in runs if 0 <= run[0] < run[1]]
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
     """The singular of a regular or well-known irregular English plural; other words as they are."""
     word = word.removesuffix("'s").removesuffix("'")
     if word in IRREGULAR:

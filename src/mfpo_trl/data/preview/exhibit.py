@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ...images import region_mask, regions_per_image
-from ...rows import ROW_NUMBER, load_images, plain_text, row_error
+from ...rows import ROW_NUMBER, dispreferred_column, image_list, load_images, plain_text, row_error
 from .outlines import COLOURS, display_mask, displayed, fitted, outlined
 
 CONTROL = {code: " " for code in (*range(10), *range(11, 32), *range(127, 160))}
@@ -60,6 +60,7 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
     making = DispreferredImages(resolution=lambda height, width: USUAL_RESOLUTION, donors=donors)
     own = load_images(row, "rejected_image") is not None
     others = making(row, images) if images or own else []
+    further = [making(row, images, variant) for variant in range(2, _variants(row, making, own) + 1)]
     try:
         regions = regions_per_image(row.get("key_regions"), len(images))
         masks = [
@@ -82,7 +83,30 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
         )
         for image, other, some, given in zip(images, others, masks, regions, strict=True)
     ]
+    pairs += [
+        Pair(
+            displayed(image),
+            displayed(other),
+            (f"{image.width} x {image.height} px", f"{other.width} x {other.height} px"),
+            [(None, f"dispreferred image {variant} of {len(further) + 1}")],
+        )
+        for variant, made in enumerate(further, start=2)
+        for image, other in zip(images, made, strict=True)
+    ]
     return Exhibit(_name(row), pairs, _texts(row, making, own))
+
+
+def _variants(row: Mapping[str, Any], making: Any, own: bool) -> int:
+    """How many dispreferred images each image of a row has: those that it brings, or the rungs of its recipe's ladder."""
+    from ...images import rungs
+
+    if not own:
+        recipe = making.recipe(row)
+        return rungs(recipe.corruption, recipe.kwargs)
+    count = 1
+    while image_list(row, dispreferred_column(count + 1)) is not None:
+        count += 1
+    return count
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -101,6 +125,11 @@ def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
     texts = {
         name: cleaned(plain_text(row.get(name))).strip() or "(no text)" for name in ("prompt", "chosen", "rejected")
     }
+    if row.get("rejected_image_chosen"):
+        # Of a row and its twin: what is true of the other image.
+        texts["of the other"] = clean(plain_text(row["rejected_image_chosen"])).strip()
+    if row.get("mirror_of"):
+        texts["mirror of"] = clean(str(row["mirror_of"]))
     words = row.get("keywords")
     if words is not None:
         texts["key words"] = cleaned(words if isinstance(words, str) else ", ".join(map(str, words))) or "none"

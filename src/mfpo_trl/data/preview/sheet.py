@@ -20,7 +20,7 @@ WIDTH = RIGHT + LABEL + TEXT + MARGIN
 HEADER = 84
 TALLEST = 60_000
 # Lines a text may take on the sheet.
-MOST_LINES = {"prompt": 5, "chosen": 8, "rejected": 8, "key words": 3}
+MOST_LINES = {"prompt": 5, "chosen": 8, "rejected": 8, "of the other": 8, "key words": 3}
 MOST_REGIONS = 8
 
 INK, GREY, RULE = "#1a1a1a", "#6b6b6b", "#d0d0d0"

@@ -1,6 +1,6 @@
 """`mfpo preview`: some rows of a preference data set as a picture (PNG) or a page (HTML)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .page import write_page
 from .samples import exhibit_of_samples
 from .sheet import draw_sheet
 
-EXTRA_COLUMNS = ("id", "keywords", "difficulty", "stage")
+EXTRA_COLUMNS = ("id", "rejected_image_chosen", "mirror_of", "keywords", "difficulty", "stage")
 BATCH = 16
 """Rows that are in memory at once while the drawn ones are looked up."""
 
@@ -47,6 +47,17 @@ class ParquetRows(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return next(self.take([index]))
+
+    def twins(self) -> set[int]:
+        """The positions of the rows that are twins of the row before them."""
+        import pyarrow.parquet
+
+        found: set[int] = set()
+        for part, end in zip(self.parts, self.ends, strict=True):
+            if "mirror_of" in (read := pyarrow.parquet.ParquetFile(part)).schema_arrow.names:
+                own = read.read(["mirror_of"])["mirror_of"].is_valid().to_pylist()
+                found |= {end - len(own) + place for place, is_twin in enumerate(own) if is_twin}
+        return found
 
     def take(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The rows at these ascending positions; only the row groups that hold them are read.
@@ -100,7 +111,11 @@ def _rows_of(part: Path, places: Sequence[int]) -> Iterator[tuple[int, dict[str,
     if not places:
         return
     with _opened(part) as file:
-        columns = [name for name in file.schema_arrow.names if name in {*COLUMNS, *EXTRA_COLUMNS}]
+        columns = [
+            name
+            for name in file.schema_arrow.names
+            if name in {*COLUMNS, *EXTRA_COLUMNS, *image_columns(file.schema_arrow.names)}
+        ]
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
@@ -164,6 +179,12 @@ def draw_rows(total: int, n: int, seed: int) -> list[int]:
     return [int(rng.integers(i * total // n, (i + 1) * total // n)) for i in range(n)]
 
 
+def beside_twins(drawn: Sequence[int], twins: Container[int]) -> list[int]:
+    """These positions, each with that of its twin, or of the row that it is the twin of, which stands before it."""
+    pairs = [(own - 1, own) if own in twins else (own, own + 1) if own + 1 in twins else (own,) for own in drawn]
+    return list(dict.fromkeys(own for pair in pairs for own in pair))
+
+
 WRITERS: dict[str, Callable[[str, Iterable[Exhibit]], bytes]] = {".png": draw_sheet, ".html": write_page}
 
 
@@ -190,7 +211,10 @@ def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: i
     rows: Any = SampleRows(folder) if samples else ParquetRows(folder)
     if not len(rows):
         raise ValueError(f"the data set in {str(folder)!r} has no row")
+    twins = set() if samples else rows.twins()
     drawn = draw_rows(len(rows), n, seed)
+    if twins:
+        drawn = beside_twins(draw_rows(len(rows), -(-n // 2), seed), twins)[:n]
     title = (
         f"{folder.resolve().name}: {len(drawn)} of {len(rows)} {'prompts with their answers' if samples else 'rows'}"
     )

@@ -17,18 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from ...rows import dispreferred_column, plural_of
+
 WORK = "build"
 
 GROUP_BYTES = 2**28
 """Of a row group, about."""
 
 
-def features(rejected_images: bool, answer_prefix: bool = False) -> Any:
+def features(rejected_images: int, answer_prefix: bool = False, mirrors: bool = False) -> Any:
     """The `datasets.Features` of a built row.
 
     Args:
-        rejected_images: whether dispreferred images are stored.
+        rejected_images: how many dispreferred images of each image are stored.
         answer_prefix: whether rows have begun answers.
+        mirrors: whether rows have twins.
     """
     from datasets import Features, Image, List, Value
 
@@ -46,7 +49,10 @@ def features(rejected_images: bool, answer_prefix: bool = False) -> Any:
         "difficulty": Value("float64"),
         "stage": Value("int64"),
     }
-    columns |= {"rejected_images": List(Image())} if rejected_images else {}
+    stored = [plural_of(dispreferred_column(variant)) for variant in range(1, rejected_images + 1)]
+    if mirrors:
+        columns |= {"rejected_image_chosen": messages, "mirror_of": text}
+    columns |= {name: List(Image()) for name in stored}
     return Features(columns | ({"answer_prefix": text} if answer_prefix else {}))
 
 

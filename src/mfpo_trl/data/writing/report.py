@@ -15,6 +15,7 @@ import numpy as np
 
 from ...order import stages
 from .. import Rejected, Row
+from ..mirror import MADE, STEPS
 from .parts import replace
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -74,6 +75,7 @@ class PartReport:
             "areas": [round(row["mask_area"], 6) for row in with_images if row["grounded"]],
             "keywords": sum(len(row["keywords"]) for row in rows),
             "equal_answers": sum(row["chosen"] == row["rejected"] for row in rows),
+            "mirror": dict(Counter(row["mirror"] for row in rows if row.get("mirror"))),
             "seconds": dict(self.seconds),
             "counts": dict(self.counts),
             "rejected": sorted(self.rejected, key=lambda one: one["row"]),
@@ -115,11 +117,30 @@ def total(reports: Sequence[Mapping[str, Any]], wall: float, grounds: bool = Tru
         "equal_answers": sum(report["equal_answers"] for report in reports),
         "grounding_failure_rate": ungrounded / max(sums["with_images"], 1) if grounds else None,
         "mask_area_quantiles": {f"{q:.0%}": float(np.quantile(areas, q)) for q in QUANTILES} if len(areas) else {},
+        **_mirrored(reports),
         "keywords_per_row": sum(report["keywords"] for report in reports) / max(sums["rows_out"], 1),
         "seconds_per_stage": {name: round(value, 3) for name, value in seconds.items()},
         "wall_seconds": round(wall, 3),
         "warnings": warnings,
     }
+
+
+def _mirrored(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many rows got through each step towards a twin, and why the others did not; empty where no twins were made."""
+    found: Counter[str] = Counter()
+    for report in reports:
+        found.update(report.get("mirror", {}))
+    if not found:
+        return {}
+    left: Counter[str] = Counter()
+    for reason, count in found.items():
+        if reason != MADE:
+            left[kind(reason)] += count
+    through, rows = {}, sum(found.values())
+    for step in STEPS:
+        rows -= sum(count for reason, count in found.items() if reason.startswith(f"{step}: "))
+        through[step] = rows
+    return {"mirror": {"rows": sum(found.values()), **through, "left_out_by_reason": dict(left.most_common())}}
 
 
 def kind(reason: str) -> str:
@@ -145,6 +166,9 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     if wall is None:
         wall = _wall_before(folder)
     report, said = total(reports, wall, options.grounder != "none"), pipeline.more(reports)
+    if "mirror" in report and not options.detects:
+        asked = f"--grounder {options.grounder} has none"
+        report["warnings"].append(f"no detector has looked at the twins, before or after the edit: {asked}")
     told = {name: without_folder(value) for name, value in options.remembered(pipeline.count).items()}
     report |= {"source": pipeline.source, "options": told, **said.report}
     report["warnings"] += said.warnings
@@ -153,6 +177,13 @@ def finish(options: Any, pipeline: Any, wall: float | None) -> None:
     )
     show(report, folder, said.lines)
     write_card(options, report, said.section)
+
+
+def _twins(found: Mapping[str, Any]) -> str:
+    """The steps towards twins in words."""
+    steps = ", ".join(f"{step} {found[step]}" for step in STEPS)
+    reasons = "".join(f"\n{count} × {reason}" for reason, count in found["left_out_by_reason"].items())
+    return f"{found[STEPS[-1]]} of {found['rows']} rows; left after each step: {steps}{reasons}"
 
 
 def _commonest(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -200,6 +231,7 @@ def show(report: Mapping[str, Any], folder: Path, more: Mapping[str, str] = Mapp
         if rate is None or not report["with_images"]
         else f"{rate:.1%} of the rows with images (whole image)",
         "regions cover": quantiles or "-",
+        **({"twins": _twins(report["mirror"])} if "mirror" in report else {}),
         "key words a row": f"{report['keywords_per_row']:.1f}",
         **{
             f"seconds, {stage}": f"{seconds:.1f} ({seconds / max(spent, 1e-9):.0%})"

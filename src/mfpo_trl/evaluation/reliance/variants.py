@@ -9,9 +9,11 @@ import numpy as np
 from ...batch import model_resolution
 from ...images import (
     NO_CORRUPTION,
+    STRENGTHS,
     DispreferredImages,
     check_corruption,
     corruption_defaults,
+    needs_outside,
     random_region,
     region_mask,
     regions_per_image,
@@ -30,9 +32,6 @@ from ...rows import (
     row_error,
     row_generator,
 )
-
-VALUE_OF = {"diffusion": "step", "blur": "sigma"}
-"""The option of a corruption that stands behind its name, as in diffusion:500."""
 
 Row = Mapping[str, Any]
 
@@ -64,8 +63,12 @@ def perturbation(text: str) -> Perturbation:
     if name == NO_CORRUPTION:
         raise ValueError("--perturb none perturbs nothing; name a corruption, such as diffusion:500")
     corruption_defaults(name)
+    if needs_outside(name):
+        raise ValueError(
+            f"--perturb {text}: {name} needs something around a region, and whole images are perturbed too"
+        )
     if colon:
-        option = VALUE_OF.get(name)
+        option = STRENGTHS.get(name)  # as in diffusion:500
         if option is None:
             raise ValueError(f"--perturb {text}: {name} takes no value; write --perturb {name}")
         try:

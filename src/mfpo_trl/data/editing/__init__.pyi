@@ -1,0 +1,1 @@
+from .inpainter import Inpainter as Inpainter

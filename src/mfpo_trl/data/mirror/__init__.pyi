@@ -1,0 +1,12 @@
+from .answer import Left as Left
+from .answer import mirrored as mirrored
+from .edits import EDITORS as EDITORS
+from .edits import build_editor as build_editor
+from .pool import CHOICES as CHOICES
+from .pool import Example as Example
+from .pool import Pool as Pool
+from .pool import listed as listed
+from .stage import MADE as MADE
+from .stage import STEPS as STEPS
+from .stage import Mirror as Mirror
+from .stage import with_twins as with_twins
