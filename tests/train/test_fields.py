@@ -129,7 +129,7 @@ def test_a_text_of_another_kind_on_the_command_line(name, capsys):
     [
         ("beta: [0.1]", "beta is [0.1]; expected a number"),
         ("max_length: 64.5", "max_length is 64.5; expected a whole number or null"),
-        ("beta: null", "beta is null; expected a number"),
+        ("learning_rate: null", "learning_rate is null; expected a number"),
         ("use_peft: maybe", "use_peft is 'maybe'; expected true or false"),
         (
             "prefix_sharing: off",

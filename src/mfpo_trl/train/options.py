@@ -83,8 +83,12 @@ def nearest(option: str, known: Sequence[str]) -> str | None:
 def own_fields(kinds: Iterable[type]) -> list[str]:
     """The fields of these dataclasses that this package adds to those of TRL and transformers."""
     package = __package__.partition(".")[0]
-    classes = (own for kind in kinds for own in kind.__mro__ if own.__module__.partition(".")[0] == package)
-    return [name for own in classes for name in inspect.get_annotations(own)]
+    classes = [own for kind in kinds for own in kind.__mro__]
+    theirs = {
+        name for own in classes if own.__module__.partition(".")[0] != package for name in inspect.get_annotations(own)
+    }
+    ours = (own for own in classes if own.__module__.partition(".")[0] == package)
+    return [name for own in ours for name in inspect.get_annotations(own) if name not in theirs]
 
 
 def page(actions: Mapping[str, Action], own: Sequence[str], everything: bool) -> str:
