@@ -290,6 +290,21 @@ def test_the_gate_of_the_distillation(alone, both, learns):
         assert value.grad is None if of_both else bool(value.grad != 0) == learns, branch
 
 
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_reads_its_own_branches_alone(name):
+    """Whatever is scored for other terms beside it."""
+    term = TERMS[name]
+    if term.loss is None or name not in BY_HAND:
+        return
+    two = torch.tensor([2.0], dtype=torch.float64)
+    policy = {branch: torch.tensor([NUMBERS[place(branch)]], dtype=torch.float64) for branch in term.reads}
+    others = {branch for own in TERMS.values() for branch in own.reads} - set(term.reads)
+    policy |= {branch: torch.tensor([9.0], dtype=torch.float64) for branch in sorted(others)}
+    zeros = {branch: torch.zeros(1, dtype=torch.float64) for branch in policy}
+    found = term.loss(LogRatios(policy, zeros, {"weight": two, "beta_scale": two}), 1.0)
+    assert found.item() == pytest.approx(BY_HAND[name], rel=1e-12)
+
+
 def test_columns_that_rows_need():
     assert row_columns(terms_of("mfpo", None, {})) == []
     assert row_columns(terms_of("mmedpo", None, {})) == ["weight"]
@@ -350,6 +365,7 @@ def test_the_page_lists_every_preset_with_its_paper_and_columns():
             assert own.title in section and own.url in section
         for setting in (preset.published, preset.settings, preset.says):
             assert setting in section, (name, setting)
+        assert ("none were read" in section) is (not preset.published and preset.paper != "here"), name
         assert f"(../recipes/methods/{name}.yaml)" in section
         for column in (*row_columns(terms_of(name, None, {})), *preset.columns):
             if not column.startswith("rejected_image_") or column == "rejected_image_chosen":

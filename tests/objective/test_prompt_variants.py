@@ -319,6 +319,28 @@ def test_a_row_of_several_images_cannot_be_one_of_two(tmp_path):
         build(tmp_path, data, objective="icvco", train_sampling_strategy="sequential").train()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("what is there?", "field 'prompt': has no place for its image, behind which the other one would stand"),
+        ([{"role": "system", "content": "be brief"}], "field 'prompt': has no message of the user"),
+    ],
+    ids=["plain", "conversation"],
+)
+def test_a_prompt_that_cannot_ask_about_one_of_two(prompt, words):
+    """Without the sentence, contradicting answers would stand behind one prompt."""
+    own, other = ("a dog", "a cat") if isinstance(prompt, str) else (said("a dog"), said("a cat"))
+    row = {
+        "images": [tiny.picture(0)],
+        "rejected_images": [tiny.picture(1)],
+        "prompt": prompt,
+        "chosen": own,
+        "rejected": other,
+    }
+    with pytest.raises(ValueError, match=words):
+        MFPOCollator(tiny.processor(), branches=BOTH[:1])([row])
+
+
 def test_the_last_question_is_the_one_that_is_told(tmp_path):
     """In a conversation of two turns, with an image part where the row says it."""
     content = [{"type": "image"}, {"type": "text", "text": "what?"}]

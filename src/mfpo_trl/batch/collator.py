@@ -230,7 +230,12 @@ class MFPOCollator:
         sentence = instruction_for(OF_BOTH[branch.image] == "image", first, self.image_instruction)
         if not is_conversational(texts):
             places = image_places(self.processor)
-            return asked_of_both_in_text(texts["prompt"], places, sentence) if places else texts["prompt"], both
+            if places is None or not places.search(texts["prompt"]):
+                problem = "has no place for its image, behind which the other one would stand; write it as messages"
+                raise row_error(example, "prompt", problem)
+            return asked_of_both_in_text(texts["prompt"], places, sentence), both
+        if not any(message["role"] == "user" for message in texts["prompt"]):
+            raise row_error(example, "prompt", "has no message of the user, which could ask about one of both images")
         messages = asked_of_both(prepare_multimodal_messages(texts["prompt"], images=images), both, sentence)
         return self._templated(example, {**texts, "prompt": messages}, [], ("chosen", "rejected"))["prompt"], both
 

@@ -42,6 +42,8 @@ COUNTERPART = "rejected_image_chosen"
 
 CHOSEN, REJECTED = BranchName("image", "chosen"), BranchName("image", "rejected")
 CORRUPTED = BranchName("rejected_image", "chosen")
+CORRUPTED_REJECTED = BranchName("rejected_image", "rejected")
+CHOSEN_2 = BranchName("image", "chosen_2")
 BRANCHES = (CHOSEN, REJECTED, CORRUPTED)
 """(m, y_w), (m, y_l) and (m', y_w): the first columns of every batch's `pairs`."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .names import CHOSEN, CORRUPTED, COUNTERPART, NO_IMAGE, OF_BOTH, REJECTED, BranchName
+from .names import CHOSEN, CORRUPTED, COUNTERPART, NO_IMAGE, REJECTED, BranchName
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,3 @@ class LogRatios:
     def blind_counterpart(self) -> Tensor:
         """r(y'|m0), without an image"""
         return self[NO_IMAGE, COUNTERPART]
-
-    def ladder(self, answer: str = "chosen") -> list[Tensor]:
-        """r of one answer under the dispreferred images alone, in their order."""
-        alone = [own for own in self.policy if own.variant and own.image not in OF_BOTH]
-        found = sorted((own.variant, own) for own in alone if own.answer == answer)
-        return [self[own] for _, own in found]

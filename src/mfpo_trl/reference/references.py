@@ -22,7 +22,7 @@ from ..batch import unwrapped
 from ..checkpoints import ResumeError
 from ..images import takes_from_others, used_recipes
 from ..objective import BRANCHES, OF_BOTH, BranchName, branch_of, columns_of, split_batch
-from ..rows import ROW_NUMBER, is_stored
+from ..rows import PREFIX, ROW_NUMBER, is_stored
 from .cache import FORMAT, VALUES, ReferenceCache, cache_folder
 from .comparison import changed_value, reference_values
 from .digests import (
@@ -317,6 +317,8 @@ def _key(trainer: Any, dataset: Dataset, name: str, collator: Any, weights: list
     # Read where two images stand in one prompt alone, so that other keys stay what they were.
     of_both = any(own.image in OF_BOTH for own in collator.branches)
     asked = {"image_instruction": collator.image_instruction} if of_both else {}
+    if PREFIX in dataset.column_names:
+        asked["begun answers"] = "read"
     return {
         "dataset": name,
         "data": fingerprint(dataset),

@@ -3,12 +3,11 @@
 from torch import Tensor
 
 from ..losses import anchor_loss
-from ..names import CHOSEN, COUNTERPART, BranchName
+from ..names import CHOSEN, CHOSEN_2, COUNTERPART, BranchName
 from ..ratios import LogRatios
 from .term import Term
 
 _COUNTERPART = BranchName("rejected_image", COUNTERPART)
-_SECOND = BranchName("image", "chosen_2")
 
 
 def anchor(ratios: LogRatios, beta: float, *, margin: float = 0.0) -> Tensor:
@@ -23,12 +22,12 @@ def counterpart_anchor(ratios: LogRatios, beta: float, *, margin: float = 0.0) -
 
 def second_anchor(ratios: LogRatios, beta: float, *, margin: float = 0.0) -> Tensor:
     """The same of a second chosen answer."""
-    return anchor_loss(ratios[_SECOND], beta, margin)
+    return anchor_loss(ratios[CHOSEN_2], beta, margin)
 
 
 def lowered(ratios: LogRatios, beta: float) -> Tensor:
     """The second chosen answer's reward below zero, as OPA-DPO's released code has it: for reproduction."""
-    return anchor_loss(-ratios[_SECOND], beta)
+    return anchor_loss(-ratios[CHOSEN_2], beta)
 
 
 ANCHOR_TERMS = (
@@ -42,14 +41,14 @@ ANCHOR_TERMS = (
     ),
     Term(
         "second_anchor",
-        (_SECOND,),
+        (CHOSEN_2,),
         second_anchor,
         "-log sigma(b r(y_w2|m) - margin)",
         source="OPA-DPO, arXiv 2501.09695",
     ),
     Term(
         "second_anchor_lowered",
-        (_SECOND,),
+        (CHOSEN_2,),
         lowered,
         "-log sigma(-b r(y_w2|m))",
         source="the released code of OPA-DPO, arXiv 2501.09695",

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import image_loss, preferred
-from ..names import CHOSEN, CORRUPTED, REJECTED, BranchName
+from ..names import CHOSEN, CHOSEN_2, CORRUPTED, REJECTED, BranchName
 from ..ratios import LogRatios
 from .term import Term
 
 LADDER = tuple(BranchName(f"rejected_image.{number}", "chosen") for number in (2, 3, 4))
-SECOND = BranchName("image", "chosen_2"), BranchName("rejected_image", "chosen_2")
+SECOND = CHOSEN_2, BranchName("rejected_image", "chosen_2")
 
 
 def image(ratios: LogRatios, beta: float) -> Tensor:
@@ -36,7 +36,7 @@ def either(ratios: LogRatios, beta: float) -> Tensor:
 
 def several_images(ratios: LogRatios, beta: float) -> Tensor:
     """The row's image over several dispreferred ones in one sigmoid: `log(1 + sum_i e^{b(r'_i - r_w)})`."""
-    return _over(ratios.chosen, ratios.ladder(), beta)
+    return _over(ratios.chosen, [ratios[own] for own in (CORRUPTED, *LADDER[:2])], beta)
 
 
 def _over(better: Tensor, worse: list[Tensor], beta: float) -> Tensor:
@@ -47,7 +47,7 @@ def _over(better: Tensor, worse: list[Tensor], beta: float) -> Tensor:
 
 def listwise(ratios: LogRatios, beta: float) -> Tensor:
     """Plackett-Luce: of the row's image and the dispreferred ones in their order, each over all that follow."""
-    rewards = beta * torch.stack([ratios.chosen, *ratios.ladder()])
+    rewards = beta * torch.stack([ratios[own] for own in (CHOSEN, CORRUPTED, *LADDER)])
     tails = rewards.flip(0).logcumsumexp(dim=0).flip(0)
     return (tails - rewards)[:-1].sum(dim=0)
 

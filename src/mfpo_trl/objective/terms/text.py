@@ -3,12 +3,9 @@
 from torch import Tensor
 
 from ..losses import preferred
-from ..names import CHOSEN, REJECTED, BranchName
+from ..names import CHOSEN, CHOSEN_2, CORRUPTED_REJECTED, REJECTED
 from ..ratios import LogRatios
 from .term import Term
-
-CORRUPTED_REJECTED = BranchName("rejected_image", "rejected")
-CHOSEN_2 = BranchName("image", "chosen_2")
 
 
 def scaled_text(ratios: LogRatios, beta: float) -> Tensor:

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from ..losses import preferred
-from ..names import CHOSEN, CORRUPTED, REJECTED, BranchName
+from ..names import CHOSEN, CORRUPTED, CORRUPTED_REJECTED, REJECTED
 from ..ratios import LogRatios, TokenScores
 from .term import Term
-
-CORRUPTED_REJECTED = BranchName("rejected_image", "rejected")
 
 
 def segments(ratios: LogRatios, beta: float, *, changed_weight: float = 5.0) -> Tensor:
