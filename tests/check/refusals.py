@@ -683,6 +683,7 @@ LATER = {
     "arguments.check_arguments: include_for_metrics='inputs' would hand": API,
     "objective.terms.table.checked_losses": f"{RUNNING}: shown in test_what_a_term_returns",
     "rows.schema.check_answers: the objective reads this answer": "a column that is there and empty in a row that is not looked at",
+    "batch.collator.MFPOCollator._of_both: has no message of the user": "a conversation that an assistant alone has begun",
     "batch.collator._number": "a column that is there, and not filled in a row that is not looked at",
     "check.benchmarks.of_folder": OWN,
     "objective.branches.check_scored": API,

@@ -365,7 +365,7 @@ def test_the_page_lists_every_preset_with_its_paper_and_columns():
             assert own.title in section and own.url in section
         for setting in (preset.published, preset.settings, preset.says):
             assert setting in section, (name, setting)
-        assert ("none were read" in section) is (not preset.published and preset.paper != "here"), name
+        assert ("none were read" in section) <= (not preset.published), name
         assert f"(../recipes/methods/{name}.yaml)" in section
         for column in (*row_columns(terms_of(name, None, {})), *preset.columns):
             if not column.startswith("rejected_image_") or column == "rejected_image_chosen":

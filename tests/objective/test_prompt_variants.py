@@ -323,7 +323,10 @@ def test_a_row_of_several_images_cannot_be_one_of_two(tmp_path):
     ("prompt", "words"),
     [
         ("what is there?", "field 'prompt': has no place for its image, behind which the other one would stand"),
-        ([{"role": "system", "content": "be brief"}], "field 'prompt': has no message of the user"),
+        (
+            [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "be brief"}]}],
+            "field 'prompt': has no message of the user",
+        ),
     ],
     ids=["plain", "conversation"],
 )

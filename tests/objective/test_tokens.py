@@ -483,7 +483,8 @@ def test_a_curriculum_ranks_rows_alike_whatever_is_trained(score, tmp_path, monk
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     data, found = scored_rows(), {}
     settings = {"curriculum": "staged", "curriculum_stages": 1, "curriculum_score": score}
-    for name in PRESETS:
+    # Rows of objectives with columns of their own are other rows.
+    for name in (own for own in PRESETS if not PRESETS[own].columns):
         for cached in (False, True):
             if not (cached and reads_tokens(terms_of(name, None, {}))):
                 trainer = build(tmp_path, data, objective=name, precompute_ref_log_probs=cached, **settings)

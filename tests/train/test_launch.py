@@ -32,6 +32,11 @@ FORMS = [
 START = "import json, sys; from mfpo_trl.train.launch import launch; sys.exit(launch(*json.load(sys.stdin)))"
 
 
+def heed_signals() -> None:
+    for own in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(own, signal.SIG_DFL)
+
+
 class Launched:
     """A process that launches `tests/train/launched.py` and waits for it, in a session of its own as at a terminal."""
 
@@ -48,8 +53,8 @@ class Launched:
             env=environment,
             text=True,
             start_new_session=True,
-            # Whoever runs the tests may ignore it, as a shell does for what it starts in its background.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # Whoever runs the tests may ignore some of them, as a shell or nohup does for what it starts in the background.
+            preexec_fn=heed_signals,
             **pipes,
         )
         told = [["--config_file", configuration, "-m", "launched"], [str(folder), deed, *FORMS]]

@@ -70,7 +70,7 @@ def adapter_folder(model: TrainModelConfig) -> str | None:
     return name if Path(name, "adapter_config.json").is_file() else None
 
 
-def load_adapter(folder: str, given: Mapping[str, Any]) -> Any:
+def load_adapter(adapter: str, given: Mapping[str, Any]) -> Any:
     """The adapter on the model that it names, to be trained further.
 
     Args:
@@ -82,14 +82,14 @@ def load_adapter(folder: str, given: Mapping[str, Any]) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    place, training = place_of(folder), given["args"]
-    refuse_pickles(folder)
+    place, training = place_of(adapter), given["args"]
+    refuse_pickles(adapter)
     options = {**(training.model_init_kwargs or {}), "quantization_config": given["quantization_config"]}
     if options["quantization_config"] is not None:
         options.setdefault("device_map", {"": training.device})
     with safetensors_only(place.base):
         base = AutoModelForImageTextToText.from_pretrained(place.base, use_safetensors=True, **options)
-    return PeftModel.from_pretrained(base, folder, is_trainable=True)
+    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
 
 def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:
