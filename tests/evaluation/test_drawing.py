@@ -66,6 +66,23 @@ def test_answers_follow_the_models_probabilities():
         assert len(common) > 3 and distance < len(common) + 4 * np.sqrt(2 * len(common))
 
 
+def test_the_numbers_are_those_of_the_cpu_whatever_the_device():
+    """Where the probabilities add up to the answer's next number, by NumPy; a token without probability is never drawn."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (4, 3, 50)).astype(np.float32)
+    logits[:, :, 7] = -np.inf
+    seeds, own = [5, 6, 7], [torch.Generator("cpu").manual_seed(seed) for seed in (5, 6, 7)]
+    drawn = module._Drawn(Drawing(temperature=0.7), seeds, PROMPTS)
+    for step in logits:
+        chances = np.exp(step.astype(float) / 0.7)
+        sums = np.cumsum(chances, axis=1) / chances.sum(axis=1, keepdims=True)
+        numbers = [torch.rand(1, generator=one, dtype=torch.float64).item() for one in own]
+        expected = [int(np.argmax(row > number)) for row, number in zip(sums, numbers, strict=True)]
+        found = drawn(None, torch.from_numpy(step))
+        assert found.argmax(dim=-1).tolist() == expected and 7 not in expected
+        assert found.isfinite().sum() == 3
+
+
 def test_a_begun_answer_goes_on():
     """The begun words stand where a training would have them: the greedy answer goes on as it would have."""
     model, processor = tiny.model(), tiny.processor()

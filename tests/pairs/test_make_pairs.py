@@ -1,11 +1,13 @@
 """`mfpo pairs` from images and prompts to rows that train: true pairs, the same however they are made, nothing lost and nothing invented."""
 
+import gc
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,14 @@ from transformers import AutoModelForImageTextToText
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.cli import main
+from mfpo_trl.data import Rejected
 from mfpo_trl.data.build import run
 from mfpo_trl.data.preview import preview
 from mfpo_trl.demo.scoring import hallucinated, mentions
 from mfpo_trl.evaluation import endpoint
+from mfpo_trl.evaluation.generation import Drawing
 from mfpo_trl.images.regions import decode_rle
-from mfpo_trl.pairs.asking import ReadPrompt, seeds_of
+from mfpo_trl.pairs.asking import Asking, ReadPrompt, seeds_of
 from mfpo_trl.pairs.options import SHIPPED, PairOptions
 from mfpo_trl.pairs.pipeline import PairsPipeline
 from mfpo_trl.pairs.policies import Loaded
@@ -426,3 +430,142 @@ def test_the_preview_marks_claims(made, scenes, tmp_path):
     assert preview(made, 4, tmp_path / "samples.png", samples=True).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="holds no samples"):
         preview(scenes[0].parent, 4, tmp_path / "none.png", samples=True)
+
+
+# Kept answers are of whom they are, to what they answer
+
+
+def stopped_after(monkeypatch, own: PairOptions, rows: int) -> list[int]:
+    """A run that is killed after so many prompts -> the numbers of rows that a later run asks."""
+    whole, asked = Loaded.answer, []
+
+    def stopping(self, prompts, drawing):
+        for found in whole(self, prompts, drawing):
+            if len(asked) == rows:
+                raise KeyboardInterrupt
+            asked.append(prompts[found[0]].prompt.row["row"])
+            yield found
+
+    def counting(self, prompts, drawing):
+        for found in whole(self, prompts, drawing):
+            asked.append(prompts[found[0]].prompt.row["row"])
+            yield found
+
+    monkeypatch.setattr(Loaded, "answer", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make(own)
+    asked.clear()
+    monkeypatch.setattr(Loaded, "answer", counting)
+    return asked
+
+
+def test_a_run_killed_within_its_first_part_is_not_gone_on_by_another(scenes, folder, local, tmp_path, monkeypatch):
+    """Refused by what was remembered; and where that was deleted, or the answers were carried elsewhere, by the answers themselves."""
+    own = options(scenes[0], tmp_path / "set", model=folder, **LOCAL)
+    asked = stopped_after(monkeypatch, own, 2)
+    other = tiny.save_pretrained(tmp_path / "other", seed=1)
+    assert not list(tmp_path.glob("set/build/*.parquet"))
+    for changes in ({"model": other}, {"temperature": 0.5}, {"seed": 1}, {"samples": 3}, {"questions": "shipped"}):
+        with pytest.raises(ValueError, match=f"other options: {next(iter(changes))} was"):
+            make(options(scenes[0], tmp_path / "set", **{"model": folder, **LOCAL, **changes}))
+    assert not asked
+    for name, changes in {"model": {"model": other}, "temperature": {"temperature": 0.5}, "seed": {"seed": 1}}.items():
+        kept = tmp_path / name / "build" / "part-00000-answers.jsonl"
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes((tmp_path / "set" / "build" / kept.name).read_bytes())
+        make(options(scenes[0], tmp_path / name, **{"model": folder, **LOCAL, **changes}))
+        assert sorted(asked) == list(range(12)), name
+        asked.clear()
+    make(own)
+    assert sorted(asked) == list(range(2, 12)) and contents(tmp_path / "set") == contents(local)
+
+
+def test_a_lower_batch_size_goes_on_with_the_same_answers(scenes, folder, local, tmp_path, monkeypatch):
+    """As the message about memory advises; within the first part, and behind it."""
+    for stopped in (3, 6):
+        own = options(scenes[0], tmp_path / str(stopped), model=folder, **{**LOCAL, "batch_size": 3})
+        asked = stopped_after(monkeypatch, own, stopped)
+        make(options(scenes[0], tmp_path / str(stopped), model=folder, **{**LOCAL, "batch_size": 1}))
+        assert asked == list(range(stopped, 12)) and contents(tmp_path / str(stopped)) == contents(local)
+        monkeypatch.undo()
+
+
+def test_the_content_of_files_counts(scenes, server, tmp_path):
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({str(n): scene.names for n, scene in enumerate(scenes[1])}))
+    annotations = tmp_path / "coco"
+    annotations.mkdir()
+    (annotations / "instances_val2014.json").write_text("{}")
+    (annotations / "captions_val2014.json").write_text("{}")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("dog\n")
+    for name, path, changed in (
+        ("ground_truth", names, names),
+        ("coco_annotations", annotations, annotations / "captions_val2014.json"),
+        ("synonyms", lines, lines),
+        ("questions", lines, lines),
+    ):
+        given = path if name != "questions" else str(path)
+        own = options(scenes[0], tmp_path / "set", **served(server, **{name: given}))
+        before = own.remembered(1)
+        assert json.loads(json.dumps(before[name])) == before[name] and before == own.remembered(1)
+        changed.write_text(changed.read_text() + " ")
+        assert {key for key, told in own.remembered(1).items() if told != before[key]} == {name}
+    assert options(scenes[0], tmp_path, **served(server, synonyms=tmp_path / "none")).remembered(1)["synonyms"] == str(
+        tmp_path / "none"
+    )
+
+
+def test_a_pipeline_gives_its_model_back(scenes, folder, tmp_path):
+    """At once, and not when Python next looks for cycles: the model fills a GPU that another needs."""
+    pipeline = PairsPipeline(options(scenes[0], tmp_path, model=folder, **{**LOCAL, "verifier": "confidence"}))
+    policy = weakref.ref(pipeline.policy())
+    assert pipeline.policy() is policy() is pipeline.asking.policy() is pipeline.verifier.policy()
+    gc.disable()
+    try:
+        del pipeline
+        assert policy() is None
+    finally:
+        gc.enable()
+
+
+def test_a_part_that_is_built_again_has_its_answers_once(scenes, server, tmp_path, monkeypatch):
+    pipeline = PairsPipeline(options(scenes[0], tmp_path / "set", **served(server, limit=8)))
+
+    def full(part, rows, columns):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(pipeline.parts, "write", full)
+        pipeline.build(0)
+    pipeline.build(0)
+    assert [own["id"] for own in pipeline.samples] == [f"row {n}" for n in range(8)]
+
+
+def test_an_answer_that_is_not_there_is_not_an_empty_one(scenes, tmp_path):
+    class Silent:
+        def answer(self, asked, drawing):
+            yield from ((n, [(0, "a"), (1, "")] if n else [(0, "a")]) for n in range(len(asked)))
+
+    rows = [
+        ReadPrompt([scenes[0].parent])(raw, n)[0] for n, raw in enumerate(pq.read_table(scenes[0]).to_pylist()[:2])
+    ]
+    for number, row in enumerate(rows):
+        row["number"] = number
+    found = Asking(Silent, "nobody", Drawing(), 0, 2).answers(rows, tmp_path / "answers.jsonl")
+    assert isinstance(found[0], Rejected) and "gave 1 of 2 answers" in str(found[0]) and found[1] == ["a", ""]
+
+
+def test_modules_of_the_working_folder_hide_none_that_is_installed(scenes, server, tmp_path, monkeypatch):
+    """And are looked for where a plug-in is named only."""
+    (tmp_path / "mine.py").write_text("def verify(images, answers, row):\n    return [[] for _ in answers]\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [own for own in sys.path if own not in ("", str(tmp_path))])
+    argv = ["pairs", "--dataset", str(scenes[0]), "--output", "set", "--endpoint", server.url, "--limit", "1"]
+    argv += ["--served-model", "captioner", "--samples", "2"]
+    before = list(sys.path)
+    main([*argv, "--verifier", "labels"])
+    assert sys.path == before
+    assert main([*argv, "--verifier", "mine:verify", "--output", "other"]) == 1
+    assert sys.path == [*before, str(tmp_path)] and "no claim" in (tmp_path / "other" / "rejects.jsonl").read_text()

@@ -1,10 +1,13 @@
 """Pairs sentence by sentence: each behind a clean beginning, which grows; of a server and of a loaded model."""
 
+import html
 import json
 from collections import defaultdict
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import world
@@ -14,8 +17,11 @@ from test_make_pairs import contents, make, options, reasons, served
 from test_trainer import CPU
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
+from mfpo_trl.data.preview import preview
 from mfpo_trl.demo.scenes import OBJECTS
 from mfpo_trl.demo.scoring import hallucinated, mentions
+from mfpo_trl.evaluation.generation import Drawing
+from mfpo_trl.pairs.asking import Asking, ReadPrompt
 from mfpo_trl.rows.schema import plain_text
 
 
@@ -104,8 +110,34 @@ def test_pairs_by_sentence_train_as_they_are(scenes, tmp_path):
     """The beginning is read with the prompt, by the objective whose rows these are."""
     with StandInChat(Storyteller(scenes[1])) as server:
         own = make(options(scenes[0], tmp_path / "set", **served(server, limit=4, **BY_SENTENCE)))
+    rows = load_dataset(str(own), split="train").filter(lambda row: row["answer_prefix"])
+    page = preview(own, 99, tmp_path / "page.html").read_text()
+    assert page.count("<dt>begun</dt>") == len(rows) > 0 and html.escape(rows[0]["answer_prefix"].strip()) in page
     args = MFPOConfig(output_dir=str(tmp_path / "trained"), **{**CPU, "max_steps": 1})
     data = load_dataset(str(own), split="train")
     trainer = MFPOTrainer(tiny.model(1), tiny.model(), args, train_dataset=data, processing_class=tiny.processor())
     trainer.train()
     assert np.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_kept_answers_know_behind_what_they_stand(scenes, tmp_path):
+    """Asked again behind another beginning, or with other rows under way, the same file gives no answer of before, and loses none."""
+
+    class Echo:
+        seen: ClassVar[list] = []
+
+        def answer(self, asked, drawing):
+            for number, own in enumerate(asked):
+                self.seen.append((own.prompt.row["row"], own.begun))
+                yield number, [(place, f"{own.begun}|{seed}") for place, seed in enumerate(own.seeds)]
+
+    read = ReadPrompt([scenes[0].parent])
+    rows = [{**read(raw, n)[0], "number": n} for n, raw in enumerate(pq.read_table(scenes[0]).to_pylist()[:3])]
+    own, path = Asking(Echo, "echo", Drawing(sentence=True), 0, 2), tmp_path / "answers.jsonl"
+    first = own.answers(rows, path, ["A.", "B.", "C."], "sentence 1")
+    assert own.answers(rows[1:], path, ["B.", "D."], "sentence 1")[0] == first[1]
+    assert Echo.seen == [(0, "A."), (1, "B."), (2, "C."), (2, "D.")]
+    assert own.answers(rows[:1], path, ["A."], "sentence 2") != [first[0]]
+    path.write_bytes(path.read_bytes() + b'{"row": 0, "sam')
+    assert own.answers(rows, path, ["A.", "B.", "C."], "sentence 1") == first and len(Echo.seen) == 5
+    assert len(path.read_text().splitlines()) == 10

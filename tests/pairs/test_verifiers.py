@@ -362,12 +362,12 @@ def test_a_judge_with_faults(rows, judge, tmp_path):
 
 def test_the_policy_is_asked_about_its_own_words(rows, judge, tmp_path, capsys):
     own = PairOptions(dataset="", output=tmp_path, endpoint=judge.url, served_model="policy")
-    found = judged(Confided(lambda: Served(own)).verify(rows, ANSWERS, tmp_path / "verdicts.jsonl"))
+    found = judged(Confided(lambda: Served(own), own.who).verify(rows, ANSWERS, tmp_path / "verdicts.jsonl"))
     named = [[{NAMES.get(t, t): v for t, v in some.items() if t != "day"} for some in texts] for texts in found]
     assert precision_and_recall(named, "confidence", capsys) == {"precision": 1, "recall": 1}
     asked = {text_of(one["body"]).partition(" in the")[0] for one in judge.seen}
     before = len(judge.seen)
-    Confided(lambda: Served(own)).verify(rows, ANSWERS, tmp_path / "verdicts.jsonl")
+    Confided(lambda: Served(own), own.who).verify(rows, ANSWERS, tmp_path / "verdicts.jsonl")
     assert len(judge.seen) == before
     assert {"Are there cars", "Is there an umbrella", "Is there a man"} <= asked
     assert all(one["body"]["temperature"] == 0 and "seed" not in one["body"] for one in judge.seen)

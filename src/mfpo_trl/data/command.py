@@ -180,8 +180,6 @@ def _preview(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     try:
-        # As `python -m` does, so that a grounder of the user's is found where the command is given.
-        sys.path.insert(0, str(Path.cwd()))
         from .build import BuildOptions, run
         from .keywords import KeywordOptions
 

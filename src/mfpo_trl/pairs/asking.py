@@ -1,7 +1,9 @@
 """Rows of images and prompts, and the answers to them: none is asked for twice, and none is lost."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from ..evaluation.generation import Drawing, Kept, Prompt, images_of, question_o
 from ..rows import load_images, plain_text, row_digest, row_generator
 from .options import SHIPPED
 from .policies import Asked, Policy
+
+ANSWERS = "answers.jsonl"
+"""What keeps the answers of a part until it is built."""
 
 ENDS = (ImportError, EndpointError, MemoryError)
 """Errors that are no row's fault."""
@@ -98,14 +103,15 @@ class Asking:
     """Asks a policy, and keeps its answers in files until their part is built.
 
     Args:
-        policy: None until it is needed: a part that was answered before is built without it.
+        policy: called when it is needed: a part that was answered before is built without it.
+        who: what tells it from other policies.
         drawing: how answers are drawn.
         seed, samples: of each prompt.
-        progress: told how many rows were answered.
     """
 
-    def __init__(self, policy: Callable[[], Policy], drawing: Drawing, seed: int, samples: int):
+    def __init__(self, policy: Callable[[], Policy], who: str, drawing: Drawing, seed: int, samples: int):
         self.policy, self.drawing, self.seed, self.samples = policy, drawing, seed, samples
+        self.how = json.dumps([who, asdict(drawing)])
 
     def answers(
         self, rows: Sequence[Row], path: Path, begun: Sequence[str] = (), purpose: str = ""
@@ -113,7 +119,7 @@ class Asking:
         """The answers to each row, or why it has none.
 
         Args:
-            path: of the file that keeps them.
+            path: of the file that keeps them, and others beside them.
             begun: how the answers to each row begin.
             purpose: tells answers of one row apart that are asked for one after another.
 
@@ -121,11 +127,15 @@ class Asking:
             EndpointError: a server did not answer; what it answered before is kept.
         """
         starts = {row["number"]: own for row, own in zip(rows, begun or [""] * len(rows), strict=True)}
+        seeds = {row["number"]: seeds_of(row, self.seed, self.samples, purpose) for row in rows}
         of_row = {
-            row["number"]: [Prompt({"row": row["number"], "sample": n}, (), list) for n in range(self.samples)]
-            for row in rows
+            number: [
+                Prompt({"row": number, "sample": n, "asked": self._asked(seed, starts[number])}, (), list)
+                for n, seed in enumerate(own)
+            ]
+            for number, own in seeds.items()
         }
-        kept = Kept(path, [own for prompts in of_row.values() for own in prompts])
+        kept = Kept(path, [own for prompts in of_row.values() for own in prompts], shared=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept.take_in()
         missing: dict[int, list[int]] = {}
@@ -136,7 +146,7 @@ class Asking:
             wanted = [
                 Asked(
                     Prompt({"row": row["number"]}, row["prompt"], partial(_files, row)),
-                    seeds_of(row, self.seed, self.samples, purpose),
+                    seeds[row["number"]],
                     missing[row["number"]],
                     starts[row["number"]],
                 )
@@ -155,9 +165,15 @@ class Asking:
         texts = iter(kept.texts())
         found: list[list[str] | Rejected] = []
         for row in rows:
-            some = [next(texts) or "" for _ in range(self.samples)]
-            found.append(failed.get(row["number"], some))
+            some = [next(texts) for _ in range(self.samples)]
+            whole = [text for text in some if text is not None]
+            none = Rejected(f"the policy gave {len(whole)} of {self.samples} answers")
+            found.append(failed.get(row["number"], whole if len(whole) == self.samples else none))
         return found
+
+    def _asked(self, seed: int, begun: str) -> str:
+        """What tells an answer from one of another policy, or to other words: a seed comes from the prompt and its pictures."""
+        return hashlib.blake2b(json.dumps([self.how, seed, begun]).encode(), digest_size=8).hexdigest()
 
 
 def _files(row: Row) -> list[bytes]:

@@ -9,8 +9,9 @@ from functools import cached_property
 from itertools import permutations
 from typing import Any
 
-PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
-VERDICTS = (PRESENT, ABSENT, UNCERTAIN)
+from ..rows import VERDICTS
+
+PRESENT, ABSENT, UNCERTAIN = VERDICTS
 ALONE = "\u3040-\u30ff\u3400-\u9fff"
 """Letters of scripts without blanks between words, each of which counts as one."""
 WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+(?:['’-][^\W{ALONE}]+)*")

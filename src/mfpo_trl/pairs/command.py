@@ -129,8 +129,6 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
 def _pairs(args: argparse.Namespace) -> int:
     try:
-        # As `python -m` does, so that a verifier of the user's is found where the command is given.
-        sys.path.insert(0, str(Path.cwd()))
         from ..evaluation import EndpointError
 
         for name in ("dataset", "output"):

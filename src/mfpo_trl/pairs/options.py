@@ -1,5 +1,7 @@
 """The options of `mfpo pairs`."""
 
+import hashlib
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ SHIPPED = Path(__file__).with_name("questions.txt")
 """A few questions that ask for a description, each in words of its own."""
 
 ELSEWHERE = (
+    "batch_size",
     "endpoint",
     "concurrency",
     "judge_url",
@@ -24,7 +27,10 @@ ELSEWHERE = (
     "api_key_env",
     "judge_key_env",
 )
-"""Options that say where and how fast, not what is drawn, beside those of `mfpo build`."""
+"""Options that say where and how fast, not what is drawn, beside those of `mfpo build`; an answer depends on no batch."""
+
+FILES = ("questions", "ground_truth", "coco_annotations", "synonyms")
+"""Options that name files or folders, which count by what is in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +143,12 @@ class PairOptions(BuildOptions):
             self.endpoint, self.served_model, self.api_key_env, concurrency=self.concurrency, timeout=self.timeout
         )
 
+    @property
+    def who(self) -> str:
+        """What tells who answers from others: the weights, wherever they lie, and how they are held; or the name on a server."""
+        told = [own and (weights_told(own) or own) for own in (self.model, self.adapter)]
+        return json.dumps([*told, self.served_model, self.dtype, self.load_in_4bit])
+
     def remembered(self, rows: int) -> dict[str, Any]:
         """What decides the parts' content."""
         kept = {name: own for name, own in super().remembered(rows).items() if name not in ELSEWHERE}
@@ -147,4 +159,20 @@ class PairOptions(BuildOptions):
             if kept[name] is not None:
                 # A folder may be called otherwise, and may hold other weights tomorrow.
                 kept[name] = weights_told(kept[name]) or kept[name]
+        for name in FILES:
+            if kept[name] is not None:
+                kept[name] = _content_told(SHIPPED if kept[name] == "shipped" else Path(kept[name])) or kept[name]
         return kept
+
+
+def _content_told(path: Path) -> dict[str, str] | None:
+    """The name of a file, or of a folder of COCO's annotations, and a digest of what is in it; None where there is none."""
+    named = (own for kind in ("instances", "captions") for own in path.glob(f"{kind}_*.json"))
+    files = sorted(named) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=12)
+    for own in files:
+        with own.open("rb") as file:
+            digest.update(own.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return {"name": path.name, "digest": digest.hexdigest()}

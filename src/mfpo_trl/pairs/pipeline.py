@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..data.writing import PartReport, Said, beside, features
 from ..evaluation.generation import IMAGES
 from ..images import encode_rle, regions_per_image
 from ..rows import plain_text
-from .asking import ENDS, Asking, ReadPrompt, read_questions
+from .asking import ANSWERS, ENDS, Asking, ReadPrompt, read_questions
 from .claims import PRESENT, RULES, Answer, Claim, choose_pairs, why_none
 from .options import PairOptions
 from .policies import Policy, build_policy
@@ -43,6 +43,8 @@ class PairsPipeline(Pipeline):
         super().__init__(options, device)
         self.features = features(options.stored_images, answer_prefix=options.by == "sentence")
         self.samples: list[dict[str, Any]] = []
+        # Who answers, loaded at the first call. Those who ask it hold it, and not this pipeline: in a cycle it would keep its memory.
+        self.policy: Callable[[], Policy] = cache(partial(build_policy, options, self.device))
 
     def recognised(self, columns: Sequence[str]) -> str:
         """There is one convention: rows with images and prompts."""
@@ -54,28 +56,21 @@ class PairsPipeline(Pipeline):
         return Source((), lambda row: [], IMAGES)
 
     @cached_property
-    def policy(self) -> Policy:
-        """Who answers."""
-        return build_policy(self.options, self.device)
-
-    @cached_property
     def verifier(self) -> Verifier:
         """Who tells what is true."""
-        given = Given(self.options, self.device, lambda: self.policy, self.rows, self.count)
-        return build_verifier(given)
+        return build_verifier(Given(self.options, self.device, self.policy, self.rows, self.count))
 
     @cached_property
     def asking(self) -> Asking:
         """Answers of the policy, kept until their part is built."""
         own = self.options
-        return Asking(lambda: self.policy, own.drawing, own.seed, own.samples)
+        return Asking(self.policy, own.who, own.drawing, own.seed, own.samples)
 
     def build(self, part: int, progress: Callable[[int], Any] = lambda rows: None) -> None:
         """Build a part and store it; its answers are then in `samples`."""
+        self.samples = []
         super().build(part, progress)
-        answers = beside(self.options.output, part, "answers-*")
-        for path in sorted(answers.parent.glob(answers.name)):
-            path.unlink()
+        beside(self.options.output, part, ANSWERS).unlink(missing_ok=True)
 
     def preference_rows(self, numbers: range, report: PartReport) -> list[Row]:
         """The pairs of these rows of the source."""
@@ -83,10 +78,10 @@ class PairsPipeline(Pipeline):
         part = next(n for n, own in enumerate(self.parts.ranges) if numbers.start in own)
         paths = partial(beside, self.options.output, part)
         if self.options.by == "sentence":
-            found = by_sentence(self, rows, numbers.start, paths, report)
+            found = by_sentence(self, rows, paths, report)
         else:
             with report.timed("answering"):
-                texts = self.asking.answers(rows, paths(f"answers-{numbers.start:08d}.jsonl"))
+                texts = self.asking.answers(rows, paths(ANSWERS))
             found = self.pairs(rows, texts, paths("verdicts.jsonl"), report)
         return [
             pair for own, row in zip(found, rows, strict=True) for pair in report.kept(own, [row["number"]] * len(own))
@@ -190,7 +185,6 @@ class PairsPipeline(Pipeline):
         folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pylist(self.samples, schema=sample_features().arrow_schema)
         replace(folder / f"part-{part:05d}.parquet", lambda path: pq.write_table(table, path))
-        self.samples = []
         super().store(part, rows)
 
     def more(self, reports: Sequence[Mapping[str, Any]]) -> Said:

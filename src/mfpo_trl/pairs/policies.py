@@ -90,7 +90,7 @@ class Loaded:
             except torch.OutOfMemoryError as error:
                 raise MemoryError(
                     f"the memory of the GPU does not hold {len(batch)} prompts with {len(seeds[0])} answers each ({error}); lower "
-                    "--batch-size or --samples, or add --load-in-4bit"
+                    "--batch-size, with which the same command goes on, or build elsewhere with fewer --samples or --load-in-4bit"
                 ) from error
             for number, found in zip(numbers, texts, strict=True):
                 yield number, list(enumerate(found))

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.writing import Said
-from .claims import RULES, VERDICTS
+from ..rows import VERDICTS
+from .claims import RULES
 from .options import PairOptions
 
 LEAK = 0.6

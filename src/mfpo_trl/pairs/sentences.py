@@ -7,11 +7,12 @@ from typing import Any
 from ..data import Rejected, Row
 from ..data.writing import PartReport
 from ..evaluation.generation import first_sentence
+from .asking import ANSWERS
 from .claims import Answer
 
 
 def by_sentence(
-    pipeline: Any, rows: Sequence[Row], start: int, paths: Callable[[str], Path], report: PartReport
+    pipeline: Any, rows: Sequence[Row], paths: Callable[[str], Path], report: PartReport
 ) -> list[list[Row | Rejected]]:
     """The pairs of each row, or why it has none.
 
@@ -21,7 +22,6 @@ def by_sentence(
 
     Args:
         pipeline: a `PairsPipeline`.
-        start: number of the first row, which names the files of answers.
         paths: name -> path beside the part.
     """
     prefixes, active = [""] * len(rows), list(range(len(rows)))
@@ -30,8 +30,7 @@ def by_sentence(
     for turn in range(pipeline.options.sentences):
         some, begun = [rows[n] for n in active], [prefixes[n].rstrip() for n in active]
         with report.timed("answering"):
-            path = paths(f"answers-{start:08d}-{turn:02d}.jsonl")
-            raw = pipeline.asking.answers(some, path, begun, f"sentence {turn}")
+            raw = pipeline.asking.answers(some, paths(ANSWERS), begun, f"sentence {turn}")
         cut = [own if isinstance(own, Rejected) else [first_sentence(text) for text in own] for own in raw]
         sentences = [own if isinstance(own, Rejected) else [one.strip() for one, _ in own] for own in cut]
         judged = pipeline.judged(some, sentences, paths("verdicts.jsonl"), report)

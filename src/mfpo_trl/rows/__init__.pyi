@@ -12,6 +12,7 @@ from .schema import PREFIX as PREFIX
 from .schema import RECIPE as RECIPE
 from .schema import REFERENCE as REFERENCE
 from .schema import ROW_NUMBER as ROW_NUMBER
+from .schema import VERDICTS as VERDICTS
 from .schema import RowError as RowError
 from .schema import check_answers as check_answers
 from .schema import dispreferred_column as dispreferred_column

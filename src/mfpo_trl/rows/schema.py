@@ -29,6 +29,9 @@ RECIPE = "corruption"
 PREFIX = "answer_prefix"
 """The column of a begun answer, a text that both answers go on from; empty in a row whose answers begin at their beginning."""
 
+VERDICTS = ("present", "absent", "uncertain")
+"""What a verifier says of a claim in an answer (`mfpo pairs`); an uncertain claim decides nothing."""
+
 COLUMNS = (
     "prompt",
     PREFIX,

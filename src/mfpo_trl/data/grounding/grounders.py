@@ -20,13 +20,11 @@ image's own size, everything above 0 counting; phrase and score may be None, and
 """
 
 import difflib
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +32,7 @@ from PIL import Image
 
 from ...images import random_region
 from ...rows import enlarged, row_digest, row_generator, to_rgb
+from ..plugin import plugged
 from .detectors import Detector, GroundingDino, Owlv2
 from .segmenters import BoxesThenMasks, ClipSeg, Masker, Rectangles, Sam, Sam3
 
@@ -160,15 +159,7 @@ class Plugged:
     """
 
     def __init__(self, name: str):
-        module, _, attribute = name.partition(":")
-        try:
-            self.function = attrgetter(attribute)(importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"the grounder {name!r} cannot be imported ({error}); expected 'package.module:callable'"
-            ) from error
-        if not callable(self.function):
-            raise ValueError(f"the grounder {name!r} is a {type(self.function).__name__}; expected something to call")
+        self.function = plugged(name, "grounder", "package.module:callable")
         self.name = name
 
     def ground(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[list[Grounded]]:

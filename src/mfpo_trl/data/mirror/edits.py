@@ -4,9 +4,7 @@ A function of yours gets `(image, region, old, new, rng)`: an RGB picture, the r
 `numpy.random.Generator`. It returns the edited picture, of the same size, or `(picture, region)` with the region of the new object.
 """
 
-import importlib
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 from ...images import blended, bounds, inpaint, resized, soft_edge
 from ..editing import Inpainter
+from ..plugin import plugged
 from .answer import Left, article, is_plural
 
 Edited = tuple[Image.Image, np.ndarray]
@@ -100,15 +99,7 @@ class Plugged:
     """
 
     def __init__(self, name: str):
-        module, _, attribute = name.partition(":")
-        try:
-            self.function: Callable[..., Any] = attrgetter(attribute)(importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"the editor {name!r} cannot be imported ({error}); expected {', '.join(EDITORS)}, or 'package.module:function'"
-            ) from error
-        if not callable(self.function):
-            raise ValueError(f"the editor {name!r} is a {type(self.function).__name__}; expected something to call")
+        self.function = plugged(name, "editor", f"{', '.join(EDITORS)}, or package.module:function")
         self.name = name
 
     def __call__(

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ...images import region_mask, regions_per_image
-from ...rows import ROW_NUMBER, dispreferred_column, image_list, load_images, plain_text, row_error
+from ...rows import PREFIX, ROW_NUMBER, dispreferred_column, image_list, load_images, plain_text, row_error
 from .outlines import COLOURS, display_mask, displayed, fitted, outlined
 
 CONTROL = {code: " " for code in (*range(10), *range(11, 32), *range(127, 160))}
@@ -122,8 +122,10 @@ def _region_words(position: int, region: Any) -> str:
 
 
 def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
+    names = ("prompt", PREFIX, "chosen", "rejected") if row.get(PREFIX) else ("prompt", "chosen", "rejected")
     texts = {
-        name: cleaned(plain_text(row.get(name))).strip() or "(no text)" for name in ("prompt", "chosen", "rejected")
+        "begun" if name == PREFIX else name: cleaned(plain_text(row.get(name))).strip() or "(no text)"
+        for name in names
     }
     if row.get("rejected_image_chosen"):
         # Of a row and its twin: what is true of the other image.

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
+from ...rows import VERDICTS
 from .exhibit import SIGNS, Exhibit, Pair
-from .samples import VERDICTS, marked
+from .samples import marked
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --paper: #fff; --rule: #ccc; --good: #176b35; --bad: #a8231b; }

@@ -8,7 +8,6 @@ from ...rows import ROW_NUMBER, to_rgb
 from .exhibit import Exhibit, Pair, cleaned
 from .outlines import displayed
 
-VERDICTS = ("present", "absent", "uncertain")
 SIGNS = {"chosen": "+ ", "rejected": "- "}
 
 

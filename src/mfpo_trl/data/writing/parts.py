@@ -212,7 +212,8 @@ def remember(folder: Path, options: Mapping[str, Any]) -> None:
         ValueError: the folder holds a build with other options, whose parts would not fit.
     """
     path = folder / WORK / "options.json"
-    started = any(folder.glob(f"{WORK}/part-*.parquet")) or any(folder.glob("data/*.parquet"))
+    # What is kept of a part under way was made with these options too.
+    started = any(folder.glob(f"{WORK}/part-*")) or any(folder.glob("data/*.parquet"))
     if path.exists() and started:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in {**before, **options} if before.get(name) != options.get(name)]

@@ -1,8 +1,9 @@
 """Several answers to one prompt, drawn from the model's distribution: the same ones wherever and beside whatever they are drawn.
 
-A token is drawn by the Gumbel-max trick (Gumbel 1954): the largest of `logits / temperature - log E`, with E independent and
-exponential, is a draw from `softmax(logits / temperature)`. E comes from a generator of the answer's own, so that neither the batch nor
-the process that an answer is drawn in can change it.
+A token is drawn by inversion (Devroye 1986, II.2): the first one at which the probabilities of `softmax(logits / temperature)` add up to
+more than U, uniform in [0, 1). U comes from a generator of the answer's own, on the CPU wherever the model is, whose numbers no device
+makes otherwise: neither the batch nor the process nor the device that an answer is drawn in changes it, up to the rounding of the
+probabilities.
 """
 
 import logging
@@ -153,7 +154,7 @@ def _say_once(line: str) -> None:
 
 
 class _Drawn:
-    """Logits -> logits whose largest one is the draw, (R, V); greedy where the temperature is 0."""
+    """Logits -> 0 for the token that is drawn and -inf for all others, (R, V); the logits where the temperature is 0, which is greedy."""
 
     def __init__(self, drawing: Drawing, seeds: Sequence[int], prompts: Sequence[Prompt]):
         self.drawing, self.seeds, self.prompts = drawing, seeds, prompts
@@ -173,9 +174,11 @@ class _Drawn:
 
             scores = TopPLogitsWarper(self.drawing.top_p)(tokens, scores)
         if not self.generators:
-            self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
-        waits = [torch.empty_like(scores[0]).exponential_(generator=own) for own in self.generators]
-        return scores - torch.stack(waits).log()
+            self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        uniform = torch.stack([torch.rand(1, generator=own, dtype=torch.float64) for own in self.generators])
+        sums = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        drawn = torch.searchsorted(sums, uniform.to(sums.device) * sums[:, -1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn.clamp(max=scores.shape[-1] - 1), 0.0)
 
 
 class _AfterSentence:

@@ -34,13 +34,16 @@ class Kept:
         prompts: all of them.
         apart: whether parts stand apart, as far as there are several.
         process: number of this one, from 0.
+        shared: whether lines that answer none of the prompts belong to others, and stay.
 
     Raises:
         ValueError: two prompts that nothing tells apart.
     """
 
-    def __init__(self, output: Path, prompts: Sequence[Prompt], apart: bool = False, process: int = 0):
-        self.output, self.prompts, self.process = output, prompts, process
+    def __init__(
+        self, output: Path, prompts: Sequence[Prompt], apart: bool = False, process: int = 0, shared: bool = False
+    ):
+        self.output, self.prompts, self.process, self.shared = output, prompts, process, shared
         parts = list(dict.fromkeys(prompt.part for prompt in prompts))
         several = apart and len(parts) > 1
         self.paths = {part: output.with_stem(f"{output.stem}-{part}") if several else output for part in parts}
@@ -192,7 +195,7 @@ class Kept:
                 raise ValueError(
                     f"{path} line {number} is no answer; remove the line, and the file goes on without it"
                 )
-            if name not in known:
+            if name not in known and not self.shared:
                 raise ValueError(
                     f"{path} line {number} answers none of the prompts; name another --output, or remove it"
                 )

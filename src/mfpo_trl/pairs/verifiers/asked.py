@@ -107,12 +107,13 @@ class Confided:
     """The policy is asked whether the picture shows each thing that its answers name (RLAIF-V, divide and conquer).
 
     Args:
-        policy: None until it is needed.
+        policy: called when it is needed.
+        who: what tells it from other policies.
         tagger: as `keywords.candidates` takes it.
     """
 
-    def __init__(self, policy: Callable[[], Policy], tagger: Any = None):
-        self.policy, self.tagger = policy, tagger
+    def __init__(self, policy: Callable[[], Policy], who: str, tagger: Any = None):
+        self.policy, self.who, self.tagger = policy, who, tagger
 
     def verify(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], kept: Path) -> list[list[list[Claim]]]:
         """See `Verifier`; raises as `Policy.answer` does."""
@@ -122,7 +123,7 @@ class Confided:
             shown = [image["bytes"] for image in row["images"]]
             for name, phrase in distinct(own).items():
                 text = CONFIDED.format(there=is_there(phrase, name))
-                keys[number, name] = key = Key("the policy", digest(text, shown), phrase)
+                keys[number, name] = key = Key(self.who, digest(text, shown), phrase)
                 if key not in verdicts.known:
                     prompt = Prompt(
                         {"row": row["number"], "thing": phrase}, one_turn(text, len(shown)), partial(list, shown)

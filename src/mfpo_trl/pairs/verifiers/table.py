@@ -12,15 +12,15 @@ A function of yours is called as `function(images, answers, row)` for each row: 
 was published. It returns one list a text of `Claim` or of `(phrase, verdict)`, the verdict "present", "absent" or "uncertain".
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...data import Row
-from ..claims import VERDICTS, Claim
+from ...data.plugin import plugged
+from ...rows import VERDICTS
+from ..claims import Claim
 from ..policies import Policy
 
 
@@ -63,15 +63,7 @@ class Plugged:
     """
 
     def __init__(self, name: str):
-        module, _, attribute = name.partition(":")
-        try:
-            self.function = attrgetter(attribute)(importlib.import_module(module))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"the verifier {name!r} cannot be imported ({error}); expected 'package.module:function'"
-            ) from error
-        if not callable(self.function):
-            raise ValueError(f"the verifier {name!r} is a {type(self.function).__name__}; expected something to call")
+        self.function = plugged(name, "verifier", "package.module:function")
         self.name = name
 
     def verify(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], kept: Path) -> list[list[list[Claim]]]:
@@ -148,7 +140,7 @@ def _labels(given: Given) -> Verifier:
 def _confidence(given: Given) -> Verifier:
     from .asked import Confided
 
-    return Confided(given.policy, _tagger(given))
+    return Confided(given.policy, given.options.who, _tagger(given))
 
 
 VERIFIERS: dict[str, Callable[[Given], Verifier]] = {
