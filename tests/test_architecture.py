@@ -32,6 +32,7 @@ FLOORS = (
 
 FLOORS_INSIDE = {
     "data": (
+        "plugin",
         "reading keywords grounding editing difficulty",
         "stages",
         "mirror",

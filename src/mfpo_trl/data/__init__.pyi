@@ -8,5 +8,6 @@ from .command import with_recipe as with_recipe
 from .pipeline import BuildOptions as BuildOptions
 from .pipeline import Pipeline as Pipeline
 from .pipeline import each as each
+from .plugin import plugged as plugged
 from .stages import Rejected as Rejected
 from .stages import Row as Row

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...data import Row
-from ...data.plugin import plugged
+from ...data import Row, plugged
 from ...rows import VERDICTS
 from ..claims import Claim
 from ..policies import Policy
