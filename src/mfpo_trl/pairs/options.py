@@ -15,6 +15,7 @@ SHIPPED = Path(__file__).with_name("questions.txt")
 """A few questions that ask for a description, each in words of its own."""
 
 ELSEWHERE = (
+    "batch_size",
     "endpoint",
     "concurrency",
     "judge_url",
