@@ -57,7 +57,7 @@ def run(recipe: LoopRecipe) -> Path:
             ended = f"round {number} is no better"
             break
         best = policy
-    ended = ended or f"the most rounds are done ({recipe.rounds})"
+    ended = ended or f"{recipe.rounds} of {recipe.rounds} rounds are done"
     _tell_all(recipe, best, scores, ended)
     print(f"The rounds end: {ended}\nThe best policy is {best}; the rounds are in {recipe.output}", flush=True)
     return Path(best)
