@@ -1,5 +1,6 @@
 """`mfpo loop`: rounds of pairs, training and score in the demo's world, each from the policy of the one before."""
 
+import gc
 import json
 import shutil
 import sys
@@ -9,13 +10,15 @@ import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
+from mfpo_trl import MFPOTrainer
 from mfpo_trl.cli import main
 from mfpo_trl.demo.held_out import write_held_out
 from mfpo_trl.demo.scenes import make_scenes
 from mfpo_trl.demo.tiny_model import build_model, build_processor
 from mfpo_trl.loop import rounds
+from mfpo_trl.loop.start import arguments
 
 sys.path.append(str(Path(__file__).parents[1] / "pairs"))
 import world
@@ -101,6 +104,9 @@ def test_it_goes_on_wherever_it_was_stopped(lost, folder, looped, tmp_path):
     assert (copy / "loop.json").exists() and json.loads((copy / "loop.json").read_text())["scores"] == json.loads(
         (looped / "loop.json").read_text()
     )["scores"]
+    # Scores of so small a world are often the same.
+    for number in (1, 2):
+        assert told(copy, number)["policy"]["weights"] == told(looped, number)["policy"]["weights"]
 
 
 def test_an_adapter_stays_the_same_one(folder, tmp_path):
@@ -129,6 +135,12 @@ def test_an_adapter_is_merged_where_asked(folder, tmp_path):
     assert main(["loop", "--config", str(path)]) == 0
     second = tmp_path / "rounds" / "round-2"
     assert told(tmp_path / "rounds", 2)["reference"]["policy"].endswith("round-1/merged")
+    # A kill behind the merge finds it whole.
+    (second / "scores.json").unlink()
+    written = (second / "merged" / "model.safetensors").stat().st_mtime_ns
+    assert main(["loop", "--config", str(path)]) == 0
+    assert (second / "merged" / "model.safetensors").stat().st_mtime_ns == written
+    assert not (second / "merged" / "trained.json").exists()
     assert (second / "merged" / "model.safetensors").exists() and (second / "model" / "adapter_config.json").exists()
 
 
@@ -137,7 +149,7 @@ def test_it_ends_when_the_score_no_longer_improves(folder, tmp_path, capsys):
     assert main(["loop", "--config", str(path)]) == 0
     done = json.loads((tmp_path / "rounds" / "loop.json").read_text())
     assert len(done["scores"]) == 2 and done["best"] == str(folder / "base")
-    assert "no better: the rounds end" in capsys.readouterr().out
+    assert done["ended"] == "round 1 is no better" and "round 1 is no better" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -153,17 +165,205 @@ def test_it_ends_when_the_score_no_longer_improves(folder, tmp_path, capsys):
         ({"model": None}, "lacks 'model'"),
         ({"train": []}, "'train' is a list"),
         ({"pairs": {"dataset": "x", "sample": 3}}, "did you mean 'samples'"),
+        ({"pairs": {"samples": 3}}, "pairs: --dataset is missing"),
+        ({"pairs": {"dataset": "x", "samples": "many"}}, "pairs: argument --samples: invalid int value: 'many'"),
+        ({"pairs": {"dataset": "x", "seed": "one"}}, "pairs: argument --seed: invalid int value"),
+        ({"pairs": {"dataset": "x", "by": "word"}}, "pairs: argument --by: invalid choice: 'word'"),
+        ({"pairs": {"dataset": "x", "samples": 1}}, "pairs: --samples is 1; a pair needs 2"),
+        ({"pairs": {"dataset": "x", "shards": 2}}, "pairs: 'shards' does not go with rounds"),
+        ({"pairs": {"dataset": "x", "push_to_hub": "me/pairs"}}, "pairs: 'push_to_hub' does not go with rounds"),
+        ({"pairs": {1: "x"}}, "pairs: the key 1 is no text"),
+        ({"train": {**TRAIN, "learning_rat": 1}}, "did you mean --learning_rate"),
+        ({"train": {**TRAIN, "learning_rate": "fast"}}, "learning_rate"),
+        ({"train": {**TRAIN, "config": "methods/nothing"}}, "methods/nothing"),
+        ({"train": {**TRAIN, "accelerate_config": "nothing"}}, "nothing"),
+        ({"train": {**TRAIN, "num_processes": 2}}, "num_processes needs accelerate_config"),
+        ({"train": {**TRAIN, "push_to_hub": True}}, "'push_to_hub' does not go with rounds"),
+        ({"train": {**TRAIN, "use_peft": True, "freeze_vision_tower": False}}, "freeze_vision_tower=False"),
+        ({"model": "/nowhere/model"}, "there is no such folder"),
+        ({"rounds": "3"}, "rounds is '3'; expected a whole number"),
+        ({"rounds": True}, "rounds is True; expected a whole number"),
+        ({"model": 5}, "model is 5; expected a text"),
+        ({"least_gain": "some"}, "least_gain is 'some'; expected a number"),
+        ({"least_gain": float("nan")}, "least_gain is nan"),
+        ({"merge": "yes"}, "merge is 'yes'; expected true or false"),
+        ({"figure": ["chair_s"]}, "figure is ['chair_s']; expected a text"),
+        ({"score": {"benchmark": "pop", "data": "x"}}, "benchmark is 'pop'; expected amber, chair, pope"),
+        ({"score": {"benchmark": "chair", "data": 7}}, "score: data is 7; expected a text"),
+        (
+            {"score": {"benchmark": "chair", "data": "x", "rows": "all"}},
+            "score: rows is 'all'; expected a whole number",
+        ),
+        ({"score": {"benchmark": "chair", "data": "x", "batch_size": 0}}, "score: batch_size is 0"),
     ],
 )
 def test_recipes_that_make_no_sense(changes, words, folder, tmp_path, capsys):
+    """And nothing is begun: the mended recipe finds an empty place."""
     assert main(["loop", "--config", str(recipe(folder, tmp_path / "rounds", **changes))]) == 1
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "rounds").exists()
+
+
+def test_an_output_that_is_no_folder(folder, tmp_path, capsys):
+    path = recipe(folder, tmp_path / "rounds")
+    path.write_text(path.read_text().replace(str(tmp_path / "rounds"), "5"))
+    assert main(["loop", "--config", str(path)]) == 1
+    assert "output is 5; expected a text" in capsys.readouterr().err
+
+
+def test_a_figure_of_which_neither_way_is_better(folder, tmp_path, capsys):
+    asked = {"question_id": 1, "image": "0.png", "text": "Is there a dog in the image?", "label": "no"}
+    (tmp_path / "pope").mkdir()
+    (tmp_path / "pope" / "coco_pope_random.json").write_text(json.dumps(asked))
+    shutil.copy(folder / "held-out" / "0.png", tmp_path / "pope")
+    score = {"benchmark": "pope", "data": str(tmp_path / "pope")}
+    path = recipe(folder, tmp_path / "rounds", figure="pope_yes_ratio", score=score)
+    assert main(["loop", "--config", str(path)]) == 1
+    assert "of which neither more nor less is better; pope has pope_accuracy" in capsys.readouterr().err
+
+
+def test_one_process_only(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["loop", "--config", str(recipe(folder, tmp_path / "rounds"))]) == 1
+    assert "mfpo loop is one process" in capsys.readouterr().err
+
+
+def test_an_adapter_on_the_hub_is_refused(folder, tmp_path, capsys, monkeypatch):
+    """As the cache of the Hub has one, which score and pairs would take and the training would not."""
+    cached = str(folder / "adapter" / "adapter_config.json")
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *given, **options: cached)
+    assert main(["loop", "--config", str(recipe(folder, tmp_path / "rounds", model="some/adapter"))]) == 1
+    assert "'some/adapter', an adapter on the Hub" in capsys.readouterr().err
 
 
 def test_other_options_are_other_rounds(folder, looped, capsys):
+    before = (looped / "options.json").read_text()
     path = recipe(folder, looped, train={**TRAIN, "learning_rate": 1e-2})
     assert main(["loop", "--config", str(path)]) == 1
-    assert "other options: train was" in capsys.readouterr().err
+    assert "other options: train.learning_rate changed" in capsys.readouterr().err
+    assert (looped / "options.json").read_text() == before
+
+
+def test_a_later_round_may_be_made_otherwise(folder, looped, tmp_path):
+    """As after a lack of memory: what says where, how fast and in which pieces."""
+    copy = tmp_path / "rounds"
+    shutil.copytree(looped, copy)
+    for lost in ("round-2/model", "round-2/scores.json", "round-2/pairs"):
+        gone = copy / lost
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    content = yaml.safe_load(recipe(folder, copy).read_text())
+    content["pairs"] |= {"batch_size": 2, "num-proc": 1, "judge_concurrency": 2}
+    content["train"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "logging_steps": 2}
+    content["score"] |= {"batch_size": 1}
+    path = copy.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(content))
+    assert main(["loop", "--config", str(path)]) == 0
+    fields = json.loads((copy / "round-2" / "model" / "trained.json").read_text())["fields"]
+    assert fields["per_device_train_batch_size"] == 1 and told(copy, 1) == told(looped, 1) | {
+        key: told(copy, 1)[key] for key in ("policy",)
+    }
+
+
+def test_no_token_is_written_down_or_told(folder, looped, tmp_path, capsys):
+    token, other = "hf_" + "a" * 34, "hf_" + "b" * 34
+    copy = tmp_path / "rounds"
+    shutil.copytree(looped, copy)
+    for lost in ("options.json", "round-2/model/trained.json"):
+        (copy / lost).unlink()
+    train = {**TRAIN, "learning_rate": 1e-3, "hub_token": "secret", "run_name": f"with {token}"}
+    train["model_init_kwargs"] = {"token": "secret", "low_cpu_mem_usage": True}
+    assert main(["loop", "--config", str(recipe(folder, copy, train=train))]) == 0
+    written = [path.read_text() for path in (copy / "options.json", copy / "round-2" / "model" / "trained.json")]
+    assert all("secret" not in own and token not in own and "low_cpu_mem_usage" in own for own in written)
+    # Another token is no other option; a refusal tells the key alone.
+    train |= {"hub_token": other, "learning_rate": 1e-2}
+    assert main(["loop", "--config", str(recipe(folder, copy, train=train))]) == 1
+    said = capsys.readouterr()
+    assert "train.learning_rate changed" in said.err
+    assert main(["loop", "--config", str(recipe(folder, copy, figure=token))]) == 1
+    said = said.out + said.err + "".join(capsys.readouterr())
+    assert "<token>" in said and not any(own in said for own in (token, other, "secret"))
+
+
+def test_a_figure_that_is_no_number(folder, tmp_path, capsys):
+    """CHAIRi of answers that name no object: a captioner that knows nothing says nothing."""
+    score = {"benchmark": "chair", "data": str(folder / "held-out"), "max_new_tokens": 1}
+    path = recipe(folder, tmp_path / "rounds", figure="chair_i", score=score)
+    assert main(["loop", "--config", str(path)]) == 1
+    assert "chair_i of" in (said := capsys.readouterr().err) and "nothing was counted" in said
+    figures = json.loads((tmp_path / "rounds" / "start" / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert figures["figures"]["chair_i"] is None
+
+
+def test_a_policy_without_pairs_ends_the_rounds(folder, looped, tmp_path, capsys):
+    path = recipe(folder, tmp_path / "rounds")
+    content = yaml.safe_load(path.read_text())
+    content["pairs"]["verifier"] = "world:nothing"
+    path.write_text(yaml.safe_dump(content))
+    shutil.copytree(looped / "start", tmp_path / "rounds" / "start")
+    for _ in range(2):  # and again where it is done
+        assert main(["loop", "--config", str(path)]) == 0
+        assert "The rounds end: round 1 has no pairs" in capsys.readouterr().out
+    done = json.loads((tmp_path / "rounds" / "loop.json").read_text())
+    assert done["best"] == str(folder / "base") and len(done["scores"]) == 1 and "no pairs" in done["ended"]
+
+
+def test_a_round_that_fails_leaves_what_is_known(folder, looped, tmp_path, monkeypatch):
+    copy = tmp_path / "rounds"
+    shutil.copytree(looped, copy)
+    shutil.rmtree(copy / "round-2")
+    monkeypatch.setattr(rounds, "make_pairs", lambda options: (_ for _ in ()).throw(OSError("the disk is full")))
+    assert main(["loop", "--config", str(recipe(folder, copy))]) == 1
+    done = json.loads((copy / "loop.json").read_text())
+    assert done["ended"] is None and len(done["scores"]) == 2 and done["best"].endswith("round-1/model")
+
+
+def test_a_training_goes_on_from_its_checkpoint(folder, looped, tmp_path, capsys, monkeypatch):
+    """Stopped in its third step, behind the checkpoint of the second; and its weights are those of a training in one go."""
+    train = {**TRAIN, "learning_rate": 1e-3, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    begun = tmp_path / "begun"
+    shutil.copytree(looped / "start", begun / "start")
+    shutil.copytree(looped / "round-1" / "pairs", begun / "round-1" / "pairs")
+    shutil.copytree(begun, tmp_path / "whole")
+    step, steps = MFPOTrainer.training_step, []
+
+    def stopped(self, *given, **options):
+        steps.append(self.state.global_step)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *given, **options)
+
+    path = recipe(folder, begun, rounds=1, train=train)
+    with monkeypatch.context() as patch:
+        patch.setattr(MFPOTrainer, "training_step", stopped)
+        assert main(["loop", "--config", str(path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err and steps == [0, 1, 2]
+    assert main(["loop", "--config", str(path)]) == 0
+    assert "Going on from" in (said := capsys.readouterr().out) and "checkpoint-2" in said
+    assert main(["loop", "--config", str(recipe(folder, tmp_path / "whole", rounds=1, train=train))]) == 0
+    assert told(begun, 1)["policy"]["weights"] == told(tmp_path / "whole", 1)["policy"]["weights"]
+
+
+def test_no_step_finds_the_model_of_the_one_before(folder, tmp_path, monkeypatch):
+    """Each loads its own, and there is memory for one."""
+    found = []
+
+    def models():
+        return {id(own) for own in gc.get_objects() if isinstance(own, PreTrainedModel)}
+
+    def watched(name):
+        own = getattr(rounds, name)
+        monkeypatch.setattr(rounds, name, lambda *given: (found.append((name, models() - before)), own(*given))[1])
+
+    for name in ("make_pairs", "train", "_score", "run_merge"):
+        watched(name)
+    train = {**TRAIN, "use_peft": True, "lora_r": 2, "learning_rate": 1e-3}
+    gc.collect()
+    before = models()
+    assert main(["loop", "--config", str(recipe(folder, tmp_path / "rounds", merge=True, train=train))]) == 0
+    assert [name for name, _ in found][:5] == ["_score", "make_pairs", "train", "run_merge", "_score"]
+    assert not any(own for _, own in found), found
 
 
 def test_fields_on_a_command_line():
@@ -173,7 +373,7 @@ def test_fields_on_a_command_line():
         "corruption_kwargs": {"step": 5},
         "learning_rate": 1e-5,
     }
-    assert rounds.arguments(own) == [
+    assert arguments(own) == [
         *("--use_peft", "true", "--lora_target_modules", "a", "b"),
         *("--corruption_kwargs", '{"step": 5}', "--learning_rate", "1e-05"),
     ]

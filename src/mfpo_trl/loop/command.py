@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..hub import without_tokens
+
 
 def add_loop(commands: Any) -> None:
     """Add `loop` to the commands of a parser."""
@@ -20,6 +22,8 @@ def add_loop(commands: Any) -> None:
 
 def _loop(args: argparse.Namespace) -> int:
     try:
+        # As `python -m` does, so that a verifier of the user's is found where the command is given.
+        sys.path.insert(0, str(Path.cwd()))
         from ..evaluation import EndpointError
         from .recipe import read_recipe
         from .rounds import run
@@ -29,6 +33,6 @@ def _loop(args: argparse.Namespace) -> int:
         print("mfpo loop: stopped; the same command goes on.", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError, EndpointError) as error:
-        print(f"mfpo loop: error: {error}", file=sys.stderr)
+        print(f"mfpo loop: error: {without_tokens(str(error))}", file=sys.stderr)
         return 1
     return 0

@@ -19,10 +19,13 @@ score:                     # held out: none of the images of the pairs
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from ..evaluation import DURING
 
 OURS = {
     "pairs": ("model", "adapter", "output"),
@@ -30,7 +33,20 @@ OURS = {
 }
 """Fields that each round sets itself."""
 
-SCORE = ("benchmark", "data", "rows", "max_new_tokens", "batch_size")
+KINDS = {
+    "output": str,
+    "model": str,
+    "pairs": Mapping,
+    "train": Mapping,
+    "score": Mapping,
+    "figure": str,
+    "rounds": int,
+    "least_gain": (int, float),
+    "merge": bool,
+}
+SCORE = {"benchmark": str, "data": str, "rows": int, "max_new_tokens": int, "batch_size": int}
+WORDS = {str: "a text", int: "a whole number", (int, float): "a number", bool: "true or false"}
+"""What the values of keys are, and how that is said."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,13 @@ class LoopRecipe:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}; expected a number from 1 up")
+        if not math.isfinite(self.least_gain):
+            raise ValueError(f"least_gain is {self.least_gain}; expected a number")
         for name, ours in OURS.items():
-            own = [key for key in getattr(self, name) if key.replace("-", "_") in ours]
+            strange = [key for key in getattr(self, name) if not isinstance(key, str)]
+            if strange:
+                raise ValueError(f"{name}: the key {strange[0]!r} is no text")
+            own = [key for key in getattr(self, name) if spelt(key) in ours]
             if own:
                 raise ValueError(f"{name}: {own[0]!r} is set by each round itself; leave it out")
         missing = [name for name in ("benchmark", "data") if name not in self.score]
@@ -75,6 +96,16 @@ class LoopRecipe:
         unknown = [name for name in self.score if name not in SCORE]
         if unknown:
             raise ValueError(f"score: unknown key {unknown[0]!r}; expected {', '.join(SCORE)}")
+        if self.score["benchmark"] not in DURING:
+            raise ValueError(f"score: benchmark is {self.score['benchmark']!r}; expected {', '.join(DURING)}")
+        for name in ("rows", "max_new_tokens", "batch_size"):
+            if self.score.get(name, 1) < 1:
+                raise ValueError(f"score: {name} is {self.score[name]}; expected a number from 1 up")
+
+
+def spelt(key: str) -> str:
+    """A key as its field is called."""
+    return key.replace("-", "_")
 
 
 def read_recipe(path: Path) -> LoopRecipe:
@@ -107,6 +138,17 @@ def read_recipe(path: Path) -> LoopRecipe:
                 f"the recipe {path}: {name!r} is a {type(content[name]).__name__}; expected keys and values"
             )
     try:
+        _check_kinds(content, KINDS)
+        _check_kinds(content["score"], SCORE, "score: ")
         return LoopRecipe(**{**content, "output": Path(content["output"]), "source": path})
     except ValueError as error:
         raise ValueError(f"the recipe {path}: {error}") from None
+
+
+def _check_kinds(given: Mapping[str, Any], kinds: Mapping[str, Any], where: str = "") -> None:
+    for name, kind in kinds.items():
+        value = given.get(name)
+        # To Python, true is a whole number.
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if name in given and not fits:
+            raise ValueError(f"{where}{name} is {value!r}; expected {WORDS[kind]}")

@@ -4,9 +4,12 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..data import add_dispreferred, add_running, recipe_arguments
+
+if TYPE_CHECKING:
+    from .options import PairOptions
 
 
 def add_pairs(commands: Any) -> None:
@@ -131,10 +134,7 @@ def _pairs(args: argparse.Namespace) -> int:
     try:
         from ..evaluation import EndpointError
 
-        for name in ("dataset", "output"):
-            if getattr(args, name) is None:
-                raise ValueError(f"--{name} is missing; give it here or in the recipe")
-        make_pairs({name: value for name, value in vars(args).items() if name not in ("run", "config")})
+        make_pairs(_built(args))
     except KeyboardInterrupt:
         print(
             "mfpo pairs: stopped; finished parts and all answers are kept, the same command goes on.", file=sys.stderr
@@ -146,24 +146,46 @@ def _pairs(args: argparse.Namespace) -> int:
     return 0
 
 
-def options_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as keys, of which those that are left out have their defaults -> the fields that `make_pairs` takes.
+class _Keys(argparse.ArgumentParser):
+    """argparse's, whose mistakes are errors of whoever gives keys in place of a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls on a mistake, to end the program.
+
+        Raises:
+            ValueError: the mistake.
+        """
+        raise ValueError(message)
+
+
+def options_of(recipe: Mapping[str, Any]) -> "PairOptions":
+    """Options as keys, of which those that are left out have their defaults.
 
     Raises:
-        ValueError: a key that is no option.
+        ValueError: a key that is no option, a value that it cannot have, or options that do not go together.
     """
-    commands = argparse.ArgumentParser().add_subparsers()
+    commands = _Keys(prog="").add_subparsers()
     add_pairs(commands)
     parser = commands.choices["pairs"]
-    args = parser.parse_args(recipe_arguments(recipe, "pairs", parser))
-    return {name: value for name, value in vars(args).items() if name not in ("run", "config")}
+    try:
+        return _built(parser.parse_args(recipe_arguments(recipe, "the keys", parser)))
+    except ValueError as error:
+        raise ValueError(f"pairs: {str(error).removeprefix('the keys: ')}") from None
 
 
-def make_pairs(given: dict[str, Any]) -> Path:
+def _built(args: argparse.Namespace) -> "PairOptions":
+    from .options import PairOptions
+
+    for name in ("dataset", "output"):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name} is missing; give it here or in the recipe")
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "config")}
+    lists: dict[str, Any] = {name: tuple(given[name]) for name in ("detector", "detector_model")}
+    return PairOptions(**(given | lists))
+
+
+def make_pairs(options: "PairOptions") -> Path:
     """Make what is missing of a data set of pairs.
-
-    Args:
-        given: the fields of `PairOptions`, as the command line has them.
 
     Returns:
         The folder of the data set.
@@ -173,8 +195,6 @@ def make_pairs(given: dict[str, Any]) -> Path:
         EndpointError: a server did not answer; what it answered before is kept.
     """
     from ..data import run
-    from .options import PairOptions
     from .pipeline import PairsPipeline
 
-    lists: dict[str, Any] = {name: tuple(given[name]) for name in ("detector", "detector_model") if name in given}
-    return run(PairOptions(**(given | lists)), PairsPipeline)
+    return run(options, PairsPipeline)

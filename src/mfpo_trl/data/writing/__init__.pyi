@@ -1,3 +1,4 @@
+from .parts import NoRows as NoRows
 from .parts import Parts as Parts
 from .parts import beside as beside
 from .parts import features as features

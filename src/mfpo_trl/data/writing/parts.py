@@ -56,6 +56,10 @@ def features(rejected_images: int, answer_prefix: bool = False, mirrors: bool = 
     return Features(columns | ({"answer_prefix": text} if answer_prefix else {}))
 
 
+class NoRows(ValueError):
+    """Every row of a source was rejected: all is done, and there is no data set."""
+
+
 class Parts:
     """The part files of a build.
 
@@ -115,7 +119,7 @@ class Parts:
             why: what is said of the rejected rows where there is no other.
 
         Raises:
-            ValueError: every row was rejected.
+            NoRows: every row was rejected.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -127,7 +131,7 @@ class Parts:
         found = self.difficulties()
         known = np.concatenate(found)
         if not len(known):
-            raise ValueError(f"every row was rejected{why}; all reasons are in {self.folder / 'rejects.jsonl'}")
+            raise NoRows(f"every row was rejected{why}; all reasons are in {self.folder / 'rejects.jsonl'}")
         stage = np.full(len(known), -1)
         stage[~np.isnan(known)] = stages(known[~np.isnan(known)])
         ends = np.cumsum([len(own) for own in found])
