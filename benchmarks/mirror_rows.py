@@ -36,7 +36,8 @@ from mfpo_trl.demo.scenes import BACKGROUND, COLOURS, PIXEL_NOISE, SHAPES, Scene
 from mfpo_trl.demo.scoring import mentions, score_captions
 from mfpo_trl.demo.tiny_model import build_processor
 
-PAIRS = 400
+PAIRS, SCENES = 400, 4000
+"""Of these scenes the base hallucinates in about one of eight."""
 STUDENTS = ("DPO + anchor", "MFPO")
 EDITORS: dict[str, dict[str, Any]] = {
     "oracle": {"mirror_editor": "mirror_rows:redraw", "grounder": "column"},
@@ -140,7 +141,8 @@ def measure(folder: Path, seed: int, editors: list[str], plan: story.Plan, pairs
     processor = build_processor()
     test = make_scenes(plan.scenes_to_test, story.world_seed(seed, story.SCENES_TO_CHOOSE), story.NONE)
     base, _ = story.train_base(processor, folder / "base", plan, seed)
-    scenes = make_scenes(plan.scenes_to_prefer, story.world_seed(seed, story.SCENES_TO_PREFER), story.FULL)
+    count = SCENES if plan != story.QUICK else plan.scenes_to_prefer
+    scenes = make_scenes(count, story.world_seed(seed, story.SCENES_TO_PREFER), story.FULL)
     source = with_phrases(preference_pairs(base, processor, scenes, pairs), scenes)
     data = {"": source.remove_columns(["id", "keywords"])}
     steps: dict[str, Any] = {"pairs": len(source)}

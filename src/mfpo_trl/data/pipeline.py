@@ -251,7 +251,9 @@ class Pipeline:
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
         begun = "answer_prefix" in {*columns, *self.convention.texts}
-        self.features = features(max(options.stored_images, int(bool(brings) or options.mirror)), begun, options.mirror)
+        self.features = features(
+            max(options.stored_images, int(bool(brings) or options.mirror)), begun, options.mirror
+        )
 
     @property
     def told(self) -> str:

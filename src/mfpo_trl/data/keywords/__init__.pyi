@@ -2,8 +2,8 @@ from .extraction import KeywordOptions as KeywordOptions
 from .extraction import embedding_vectors as embedding_vectors
 from .extraction import keywords as keywords
 from .extraction import load_tagger as load_tagger
-from .phrases import Candidate as Candidate
 from .phrases import WORD as WORD
+from .phrases import Candidate as Candidate
 from .phrases import candidates as candidates
 from .phrases import singular as singular
 from .words import ADJECTIVES as ADJECTIVES

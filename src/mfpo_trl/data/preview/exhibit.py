@@ -127,9 +127,9 @@ def _texts(row: Mapping[str, Any], making: Any, own: bool) -> dict[str, str]:
     }
     if row.get("rejected_image_chosen"):
         # Of a row and its twin: what is true of the other image.
-        texts["of the other"] = _clean(plain_text(row["rejected_image_chosen"])).strip()
+        texts["of the other"] = cleaned(plain_text(row["rejected_image_chosen"])).strip()
     if row.get("mirror_of"):
-        texts["mirror of"] = _clean(str(row["mirror_of"]))
+        texts["mirror of"] = cleaned(str(row["mirror_of"]))
     words = row.get("keywords")
     if words is not None:
         texts["key words"] = cleaned(words if isinstance(words, str) else ", ".join(map(str, words))) or "none"

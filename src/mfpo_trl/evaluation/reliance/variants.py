@@ -33,7 +33,6 @@ from ...rows import (
     row_generator,
 )
 
-
 Row = Mapping[str, Any]
 
 
