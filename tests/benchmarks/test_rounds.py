@@ -13,12 +13,7 @@ CONTROL = "one round, twice the steps"
 NAMES = ["base", "round 1", "round 2", CONTROL]
 
 
-WAYS = rounds.ways
-
-
 def run(monkeypatch, *options: str) -> None:
-    # The other control is the same but for its numbers.
-    monkeypatch.setattr(rounds, "ways", lambda asked: {name: WAYS(asked)[name] for name in ("round", CONTROL)})
     monkeypatch.setattr(sys, "argv", ["rounds.py", "--quick", *options])
     rounds.main()
 
@@ -66,4 +61,4 @@ def test_settings_are_not_chosen_on_test_scenes(tmp_path, monkeypatch):
 def test_the_figures_kept_are_those_of_the_settings():
     path = Path(rounds.__file__).parent / "results" / "rounds.json"
     settings = json.loads(path.read_text())["settings"]
-    assert settings == rounds.settings_of(story.Plan(), WAYS(rounds.CHOSEN))
+    assert settings == rounds.settings_of(story.Plan(), rounds.ways(rounds.CHOSEN))
