@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -74,6 +75,9 @@ def ask(place: str, argv: list[str]) -> None:
 
         for number in set(FORWARDED) - set(ignored):
             signal.signal(number, forward)
+        # A signal that comes right before a call that waits is heeded behind that call alone.
+        while not select.select([server], [], [], 0.1)[0]:
+            pass
         status = int(replies.readline() or 1)
     if status < 0:
         with contextlib.suppress(OSError):  # nobody decides what SIGKILL does
