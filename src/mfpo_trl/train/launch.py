@@ -140,7 +140,7 @@ def launch(launcher: Sequence[str], fields: Sequence[str]) -> int:
     handlers = {number: signal.signal(number, lambda own, _: child.send_signal(own)) for number in handed}
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        return _status(child.wait())
+        return _status(_ended(child))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -151,6 +151,15 @@ def given_fields() -> list[str]:
     # Taken out, so that nothing that the training starts gets them.
     handed = os.environ.pop(FIELDS, None)
     return sys.argv[1:] if handed is None else json.loads(handed)
+
+
+def _ended(child: "subprocess.Popen[Any]") -> int:
+    """Its exit code, waited for in pieces: a signal that comes right before a call that waits is heeded behind that call alone."""
+    while True:
+        try:
+            return child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _heeded() -> list[signal.Signals]:
