@@ -132,8 +132,11 @@ def check_kernels(args: MFPOConfig) -> None:
         raise ImportError("use_liger_kernel=True needs liger-kernel; run `pip install liger-kernel`")
 
 
-def check_quantised(model: ModelConfig) -> None:
+def check_quantised(model: ModelConfig, adapter: bool) -> None:
     """What quantised weights need.
+
+    Args:
+        adapter: whether one is trained.
 
     Raises:
         ImportError: bitsandbytes is not installed.
@@ -142,5 +145,5 @@ def check_quantised(model: ModelConfig) -> None:
     asked = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)]
     if asked and not is_bitsandbytes_available():
         raise ImportError(f"{asked[0]}=True needs bitsandbytes; run `pip install bitsandbytes`")
-    if asked and not model.use_peft:
+    if asked and not adapter:
         raise ValueError(f"quantised weights cannot be trained; set use_peft: true, or {asked[0]}: false")

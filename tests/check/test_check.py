@@ -15,16 +15,18 @@ import tiny
 import torch
 import warm
 from datasets import Dataset, Features, Image, List, Value
+from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
 from scaling import LLAVA_7B
-from transformers import AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mfpo_trl.batch.collator import MFPOCollator
 from mfpo_trl.check import command, step
 from mfpo_trl.check import rows as check_rows
 from mfpo_trl.check import table as check_table
 from mfpo_trl.check.formulas import GIB, Engine, deepspeed_estimate
-from mfpo_trl.train import parts
+from mfpo_trl.train import build, parse, parts
+from mfpo_trl.train import main as train
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "llava-1.5"
@@ -433,6 +435,71 @@ def test_targets_that_reach_the_vision_tower(checked):
     assert status == 0 and statuses(found) == {"LoRA targets": "warning"}
     parts = found["LoRA targets"]["details"]["by_part"]
     assert parts == {"vision tower": {"q_proj": 2, "v_proj": 2}, "language model": {"q_proj": 2, "v_proj": 2}}
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """An adapter of rank 4 on the model, which no recipe would begin: it reaches the vision tower."""
+    base = AutoModelForImageTextToText.from_pretrained(folder / "model")
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, r=4)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("--precompute_ref_log_probs", "false"),
+        ("--precompute_ref_log_probs", "false", "--load_in_4bit", "true", "--use_peft", "false"),
+        (),
+    ],
+    ids=["in whole", "in 4 bits", "cached reference"],
+)
+def test_an_adapter_that_is_trained_further(fields, checked, folder, adapter):
+    """Named in place of a model, as `mfpo train` takes it: its own targets count, and a frozen copy of it is the reference."""
+    tiny.allow_four_bits()
+    status, found = checked("good.parquet", "--model_name_or_path", str(adapter), "--try-forward", "yes", *fields)
+    assert status == 0 and not statuses(found, "LoRA targets", "evaluation rows")
+    model = found["model"]
+    assert model["value"].startswith(str(folder / "model")) and model["details"]["adapter"] == str(adapter)
+    assert set(found["LoRA targets"]["details"]["by_part"]) == {"vision tower", "language model"}
+    # Rank 4 on two layers of 32 x 32 in two blocks of each part, and not the recipe's rank.
+    assert found["trainable parameters"]["details"]["by_part"] == {"vision tower": 1024, "language model": 1024}
+    size = found["memory"]["details"]["precision"]["trained_bytes"] * 2048
+    assert found["memory"]["details"]["bytes"]["reference"] == (size if fields else 0)
+    assert found["trainer"]["value"] == "can be built with these fields and data"
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_the_training_trains_all_of_the_adapter(use_peft, folder, adapter, tmp_path):
+    """Which parts full fine-tuning freezes is not asked of it: the part in the vision tower is trained too."""
+    argv = ["--model_name_or_path", str(adapter), "--dataset_name", str(folder / "good.parquet"), "--use_cpu", "true"]
+    argv += ["--output_dir", str(tmp_path / "out"), "--bf16", "false", "--report_to", "none"]
+    trained = [
+        (parts.part_of(name), value.numel())
+        for name, value in build(*parse([*argv, "--use_peft", str(use_peft)])).model.named_parameters()
+        if value.requires_grad
+    ]
+    assert sum(n for part, n in trained if part == "vision tower") == 1024 and sum(n for _, n in trained) == 2048
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"r": 8}, "cannot be put on its model: Error(s) in loading state_dict"),
+        ({"base_model_name_or_path": None}, "names no model; write it there as base_model_name_or_path"),
+        ({"target_modules": ["nowhere"]}, "cannot be put on its model: Target modules"),
+    ],
+)
+def test_an_adapter_that_cannot_be_trained_further(config, said, checked, folder, adapter, tmp_path, capsys):
+    """In the same words as the training, which begins nothing."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    status, found = checked("good.parquet", "--model_name_or_path", str(adapter), "--use_peft", "false")
+    assert status == 1 and any(said in own["value"] for own in found.values() if own["status"] == "problem")
+    argv = ["--model_name_or_path", str(adapter), "--dataset_name", str(folder / "good.parquet"), "--output_dir"]
+    assert train([*argv, str(tmp_path / "out"), "--use_cpu", "true", "--bf16", "false"]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_targets_that_match_nothing(checked):

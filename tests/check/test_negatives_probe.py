@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoProcessor
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mfpo_trl import MFPOConfig
 from mfpo_trl.check import command
@@ -181,6 +182,25 @@ def test_from_the_command_line(world, capsys):
     by_name = {one["name"]: one for one in sweep["details"]["settings"]}
     assert by_name["linear, step 999"]["area"] == own["details"]["area"]
     assert by_name["linear, step 999"]["drop"] == pytest.approx(own["details"]["drop"])
+
+
+def test_the_policy_of_an_adapter_is_looked_at(world, capsys, tmp_path):
+    """Named in place of a model, its figures are those of the model with its weights merged, and not those of the model without."""
+    folder = world[0]
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, r=4)
+    torch.manual_seed(0)
+    around = get_peft_model(AutoModelForImageTextToText.from_pretrained(folder / "model"), config)
+    around.save_pretrained(tmp_path / "adapter")
+    around.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoProcessor.from_pretrained(folder / "model").save_pretrained(tmp_path / "merged")
+    names = [folder / "model", tmp_path / "adapter", tmp_path / "merged"]
+    of_model, of_adapter, of_merged = (
+        run(folder, capsys, "--negatives", "--model_name_or_path", str(name), "--corruption", "black")
+        for name in names
+    )
+    assert of_adapter[0] == 0 and of_adapter[1]["model"]["details"]["adapter"] == str(tmp_path / "adapter")
+    drops = [found["negatives"]["details"]["drop"] for _, found in (of_model, of_adapter, of_merged)]
+    assert drops[1] == pytest.approx(drops[2], rel=1e-3) and abs(drops[0] - drops[1]) > 10 * abs(drops[1] - drops[2])
 
 
 def test_without_weights_one_sentence(world, capsys):

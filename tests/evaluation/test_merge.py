@@ -323,7 +323,7 @@ REFUSED = {
     "prompt learning": (prompts, "an adapter of type PROMPT_TUNING, which has no weights to merge"),
     "prefixes": (prefixes, "an adapter of type PREFIX_TUNING, which has no weights to merge"),
     "pickles": (pickled, "pickles only"),
-    "no base": (nameless, "names no model; name it with --base"),
+    "no base": (nameless, "names no model; write it there as base_model_name_or_path, or name it with --base"),
     "an adapter on an adapter": (stacked, "an adapter itself; merge that one first"),
     "another model's adapter": (other_model, "cannot be put on its model: Target modules"),
     "nothing there": (lambda folder, tmp_path: tmp_path / "none", "there is no folder"),

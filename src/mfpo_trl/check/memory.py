@@ -75,7 +75,7 @@ def precision(found: Model, settings: TrainModelConfig, training: MFPOConfig) ->
     reference = "none"
     if not training.precompute_ref_log_probs:
         staged = training.curriculum != "none" and training.curriculum_reference == "stage"
-        reference = ("adapter" if staged else "none") if found.adapter else "model"
+        reference = ("adapter" if staged or found.goes_on else "none") if found.adapter else "model"
     return Training(
         weight_bytes=weight,
         # PEFT holds the adapter of 16-bit weights in 32 bits, and TRL that of quantised ones in 16.

@@ -13,7 +13,17 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from ..batch import FLAT, Layout, choose_layout, reads_rows, unwrapped
 from ..config import MFPOConfig
-from ..train import TrainModelConfig, check_name, freeze_parts, model_options, part_of, peft_config
+from ..evaluation.models import place_of
+from ..train import (
+    TrainModelConfig,
+    adapter_folder,
+    check_name,
+    freeze_parts,
+    model_options,
+    part_of,
+    peft_config,
+    put_on,
+)
 from ..weights import refuse_pickles
 from .table import OK, PROBLEM, WARNING, Finding
 
@@ -28,11 +38,24 @@ class Model:
         model: on the meta device, inside of an adapter where one is trained.
         adapter: whether there is one.
         targets: the modules that it wraps.
+        goes_on: whether it has been trained before, so that a frozen copy of it is the reference.
     """
 
     model: nn.Module
     adapter: bool
     targets: list[str]
+    goes_on: bool = False
+
+
+def base_of(settings: TrainModelConfig) -> str:
+    """The model, or the one that an adapter named in its place lies on.
+
+    Raises:
+        ValueError: there is no such folder, or the adapter names no model.
+    """
+    check_name(settings)
+    adapter = adapter_folder(settings)
+    return settings.model_name_or_path if adapter is None else place_of(adapter).base
 
 
 def processor_of(settings: TrainModelConfig, training: MFPOConfig) -> Any:
@@ -42,14 +65,14 @@ def processor_of(settings: TrainModelConfig, training: MFPOConfig) -> Any:
         ValueError: it is a tokenizer only.
         Exception: it cannot be loaded.
     """
-    check_name(settings)
+    name = base_of(settings)
     processor = AutoProcessor.from_pretrained(
-        settings.model_name_or_path,
+        name,
         revision=settings.model_revision,
         trust_remote_code=training.trust_remote_code,
     )
     if not isinstance(processor, ProcessorMixin):
-        raise ValueError(f"{settings.model_name_or_path} has a {type(processor).__name__} and no processor of images")
+        raise ValueError(f"{name} has a {type(processor).__name__} and no processor of images")
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
@@ -87,18 +110,21 @@ def skeleton(settings: TrainModelConfig, training: MFPOConfig) -> PreTrainedMode
     Raises:
         Exception: there is no such configuration, or it is not that of a vision-language model.
     """
-    check_name(settings)
     options = {"trust_remote_code": training.trust_remote_code, **model_options(settings, training)}
-    return Weightless.from_pretrained(settings.model_name_or_path, **options)
+    return Weightless.from_pretrained(base_of(settings), **options)
 
 
 def adapted(model: PreTrainedModel, settings: TrainModelConfig) -> Model:
     """The same model with its adapter, or with what full fine-tuning leaves as it is switched off.
 
     Raises:
-        ValueError: targets that match nothing, a part that is not there, quantised weights without an adapter.
+        ValueError: targets that match nothing, a part that is not there, quantised weights without an adapter, one to go on with
+            that does not fit.
     """
     config = peft_config(settings)
+    if adapter := adapter_folder(settings):
+        wrapped = put_on(model, adapter)
+        return Model(wrapped, True, _wrapped_by(wrapped), goes_on=True)
     if config is None:
         freeze_parts(model, settings)
         return Model(model, False, [])
@@ -111,19 +137,23 @@ def adapted(model: PreTrainedModel, settings: TrainModelConfig) -> Model:
             hint = f"a single target is a regular expression of the whole name: write .*{named}, or name several"
             raise ValueError(f"{error} ({hint})") from error
         raise
+    return Model(wrapped, True, _wrapped_by(wrapped))
+
+
+def _wrapped_by(model: nn.Module) -> list[str]:
     prefix = "base_model.model."
-    targets = [
-        name.removeprefix(prefix) for name, module in wrapped.named_modules() if isinstance(module, BaseTunerLayer)
-    ]
-    return Model(wrapped, True, targets)
+    return [name.removeprefix(prefix) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def available(settings: TrainModelConfig, model: PreTrainedModel) -> Finding:
     """That the model could be built, and that a local folder has weights."""
-    name = settings.model_name_or_path
+    name, adapter = base_of(settings), adapter_folder(settings)
     count = sum(parameter.numel() for parameter in model.parameters())
     value = f"{name}: {type(model).__name__}, {count:,} parameters"
     details = {"parameters": count, "class": type(model).__name__, "dtype": str(model.dtype).removeprefix("torch.")}
+    if adapter is not None:
+        value += f", with the adapter {adapter}, which is trained further: its own configuration counts"
+        details["adapter"] = adapter
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob(WEIGHTS)):
         return Finding("model", PROBLEM, f"{value}; the folder has no weights", "download or save them there", details)

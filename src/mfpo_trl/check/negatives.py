@@ -16,7 +16,7 @@ from .. import _trl
 from ..batch import MFPOCollator, build_collator, choose_layout, prepare, unwrapped
 from ..config import MFPOConfig
 from ..data.keywords import candidates
-from ..evaluation import Quantisation, load_base
+from ..evaluation.models import Place, Quantisation, load
 from ..images import SCHEDULES, DispreferredImages, regions_per_image
 from ..objective import (
     CHOSEN,
@@ -29,7 +29,8 @@ from ..objective import (
     split_batch,
 )
 from ..rows import image_list, load_images, plain_text, row_digest
-from ..train import TrainModelConfig
+from ..train import TrainModelConfig, adapter_folder
+from .model import base_of
 from .probe import Area, linear_probe
 from .table import OK, WARNING, Finding
 
@@ -359,7 +360,7 @@ def examined(
         quantised = Quantisation(kind, bool(settings.use_bnb_nested_quant))
     name = settings.model_name_or_path
     try:
-        model = load_base(name, settings.dtype or "auto", quantised)
+        model = load(Place(base_of(settings), adapter_folder(settings)), settings.dtype or "auto", quantised)
     except ValueError as error:
         value = f"not looked at: the weights of {name} are needed for it, and {' '.join(str(error).split())}"
         return [Finding("negatives", WARNING, value[:400], "run it where the weights are")]

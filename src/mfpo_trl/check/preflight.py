@@ -18,7 +18,7 @@ from ..config import check_deepspeed
 from ..hub import PushError, check_login, check_strategy
 from ..requirements import requirements
 from ..rows import check_image_columns
-from ..train import Splits, check_output, evaluates, hub_id, parse
+from ..train import Splits, check_output, evaluates, hub_id, parse, trains_adapter
 from . import data, memory, model, rows
 from .benchmarks import overlap
 from .curriculum import order
@@ -203,7 +203,9 @@ class Preflight:
         return [Finding("resuming", OK, f"goes on from {self.checkpoint}")] if self.checkpoint else []
 
     def _order(self) -> list[Finding]:
-        return order(self.training, self.dataset, self.engine.processes, self.checkpoint, bool(self.settings.use_peft))
+        return order(
+            self.training, self.dataset, self.engine.processes, self.checkpoint, trains_adapter(self.settings)
+        )
 
     def _look_at_evaluation(self) -> list[Finding]:
         dataset = self.splits.evaluation

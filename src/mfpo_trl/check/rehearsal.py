@@ -5,10 +5,13 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from accelerate.utils import set_module_tensor_to_device
 from datasets import Dataset
+from peft import PeftModel
 
 from .. import _trl
-from ..train import arguments, freeze_parts, parse
+from ..train import arguments, freeze_parts, going_on, parse
 from ..trainer import MFPOTrainer
 from .formulas import Engine
 from .model import Weightless
@@ -117,8 +120,18 @@ def rehearse(fields: Sequence[str], engine: Engine, problems: Sequence[str] = ()
             training.fsdp = None
         with tempfile.TemporaryDirectory(prefix="mfpo-check-") as folder:
             training.output_dir = folder
+            given = going_on(settings, given, Weightless)
+            if isinstance(given["model"], PeftModel):
+                _can_be_copied(given["model"])
             trainer = Rehearsal(engine, **given)
             freeze_parts(trainer.model, settings)
             trainer.begin()
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _can_be_copied(model: PeftModel) -> None:
+    """Give the adapter of a model without weights tensors of some content, because TRL copies an adapter that is trained further."""
+    for name, parameter in list(model.named_parameters()):
+        if parameter.requires_grad and parameter.is_meta:
+            set_module_tensor_to_device(model, name, "cpu", value=torch.empty_like(parameter, device="cpu"))

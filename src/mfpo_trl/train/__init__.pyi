@@ -14,9 +14,13 @@ from .launch import split as split
 from .options import check_options as check_options
 from .parts import NOT_LANGUAGE as NOT_LANGUAGE
 from .parts import TrainModelConfig as TrainModelConfig
+from .parts import adapter_folder as adapter_folder
 from .parts import freeze_parts as freeze_parts
+from .parts import going_on as going_on
 from .parts import part_of as part_of
 from .parts import peft_config as peft_config
+from .parts import put_on as put_on
+from .parts import trains_adapter as trains_adapter
 from .splits import Splits as Splits
 from .splits import evaluates as evaluates
 from .splits import rows_of as rows_of

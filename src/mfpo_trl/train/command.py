@@ -24,7 +24,7 @@ from .benchmark import BenchmarkCallback, benchmark_of
 from .fields import Parser, read_recipe
 from .leftovers import without_leftovers
 from .options import check_options
-from .parts import TrainModelConfig, adapter_folder, freeze_parts, load_adapter, peft_config
+from .parts import TrainModelConfig, freeze_parts, going_on, peft_config
 from .splits import Splits, TrainScriptArguments
 from .start import fail, stopped
 
@@ -151,13 +151,8 @@ def build(script: TrainScriptArguments, training: MFPOConfig, model: TrainModelC
         # Now, and not when everything is trained.
         check_strategy(training)
         open_repository(hub_id(training), private=bool(training.hub_private_repo), token=training.hub_token)
-    if going_on := adapter_folder(model):
-        logger.info(
-            f"Going on with the adapter {going_on}, whose state now is the reference; its own configuration counts"
-        )
-        given |= {"model": load_adapter(going_on, given), "quantization_config": None, "peft_config": None}
     try:
-        trainer = MFPOTrainer(**given)
+        trainer = MFPOTrainer(**going_on(model, given))
     except OSError as error:
         if str(given["model"]) in str(error):
             raise

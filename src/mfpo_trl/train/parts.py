@@ -42,19 +42,21 @@ class TrainModelConfig(ModelConfig):
 
 
 def peft_config(model: TrainModelConfig) -> Any:
-    """TRL's adapter configuration, on the language part's linear layers where no target is named.
+    """TRL's adapter configuration, on the language part's linear layers where no target is named; None where none is begun.
 
     Raises:
         ValueError: an adapter, and a vision tower that is to be trained in full; quantised weights without one.
         ImportError: bitsandbytes, which quantised weights need, is not installed.
     """
-    check_quantised(model)
-    config = get_peft_config(model)
-    if config is not None and not model.freeze_vision_tower:
+    check_quantised(model, trains_adapter(model))
+    if trains_adapter(model) and not model.freeze_vision_tower:
         raise ValueError(
             "freeze_vision_tower=False is of full fine-tuning; with use_peft, name the tower's modules in "
             "lora_target_modules or lora_modules_to_save"
         )
+    if adapter_folder(model):
+        return None
+    config = get_peft_config(model)
     if config is not None and model.lora_target_modules is None:
         config.target_modules, config.exclude_modules = "all-linear", NOT_LANGUAGE
         logger.info("LoRA on the linear layers of the language model; set --lora_target_modules to change it")
@@ -70,26 +72,59 @@ def adapter_folder(model: TrainModelConfig) -> str | None:
     return name if Path(name, "adapter_config.json").is_file() else None
 
 
-def load_adapter(adapter: str, given: Mapping[str, Any]) -> Any:
-    """The adapter on the model that it names, to be trained further.
+def trains_adapter(model: TrainModelConfig) -> bool:
+    """Whether an adapter is trained, a new one or one that is named in place of a model."""
+    return bool(model.use_peft or adapter_folder(model))
+
+
+def going_on(model: TrainModelConfig, given: Mapping[str, Any], architecture: Any = None) -> dict[str, Any]:
+    """What a trainer is built with, with the adapter that is named in place of a model on the one that it names.
 
     Args:
-        given: what a trainer is built with; its arguments say how the model is loaded.
+        given: the same with the name.
+        architecture: whose `from_pretrained` makes the model that the adapter lies on; transformers' by default.
 
     Raises:
-        ValueError: an adapter that names no model, or weights that are pickles.
+        ValueError: an adapter that names no model or does not fit it, or weights that are pickles.
+    """
+    adapter = adapter_folder(model)
+    if adapter is None:
+        return dict(given)
+    logger.info(f"Going on with the adapter {adapter}, whose state now is the reference; its own configuration counts")
+    return {**given, "model": _load_adapter(adapter, given, architecture), "quantization_config": None}
+
+
+def put_on(base: Any, adapter: str) -> Any:
+    """The adapter on this model, to be trained further.
+
+    Raises:
+        ValueError: its weights are pickles, or do not fit the model.
     """
     from peft import PeftModel
+
+    refuse_pickles(adapter)
+    try:
+        return PeftModel.from_pretrained(
+            base, adapter, is_trainable=True, low_cpu_mem_usage=base.device.type == "meta"
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the adapter {adapter} cannot be put on its model: {said[:600]}") from error
+
+
+def _load_adapter(adapter: str, given: Mapping[str, Any], architecture: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
     place, training = place_of(adapter), given["args"]
-    refuse_pickles(adapter)
     options = {**(training.model_init_kwargs or {}), "quantization_config": given["quantization_config"]}
+    # TRL would say that they are ignored.
+    training.model_init_kwargs = None
     if options["quantization_config"] is not None:
         options.setdefault("device_map", {"": training.device})
     with safetensors_only(place.base):
-        base = AutoModelForImageTextToText.from_pretrained(place.base, use_safetensors=True, **options)
-    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        architecture = architecture or AutoModelForImageTextToText
+        base = architecture.from_pretrained(place.base, use_safetensors=True, **options)
+    return put_on(base, adapter)
 
 
 def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:
@@ -98,7 +133,7 @@ def freeze_parts(model: nn.Module, settings: TrainModelConfig) -> None:
     Raises:
         ValueError: the model has no such part.
     """
-    if not settings.use_peft:
+    if not trains_adapter(settings):
         # The optimizer is made, and the model sharded, when training begins.
         parts = ("vision tower", "projector")
         freeze(model, [part for part in parts if getattr(settings, f"freeze_{part.replace(' ', '_')}")])

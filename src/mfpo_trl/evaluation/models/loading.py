@@ -90,7 +90,9 @@ def place_of(model: str, adapter: str | None = None, base: str | None = None) ->
         return Place(model)
     named = base or inner.get("base_model_name_or_path")
     if not named:
-        raise ValueError(f"{model} is an adapter whose {ADAPTER_CONFIG} names no model; name it with --base")
+        raise ValueError(
+            f"{model} is an adapter whose {ADAPTER_CONFIG} names no model; write it there as base_model_name_or_path, or name it with --base of mfpo merge"
+        )
     if adapter_settings(named) is not None:
         raise ValueError(
             f"the model of the adapter {model} is {named}, an adapter itself; merge that one first (mfpo merge {named} "
