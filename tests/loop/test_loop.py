@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, set_seed
 
 from mfpo_trl import MFPOTrainer
@@ -17,7 +18,8 @@ from mfpo_trl.cli import main
 from mfpo_trl.demo.held_out import write_held_out
 from mfpo_trl.demo.scenes import make_scenes
 from mfpo_trl.demo.tiny_model import build_model, build_processor
-from mfpo_trl.loop import rounds
+from mfpo_trl.loop import rounds, start
+from mfpo_trl.loop.recipe import read_recipe
 from mfpo_trl.loop.start import arguments
 
 sys.path.append(str(Path(__file__).parents[1] / "pairs"))
@@ -144,6 +146,33 @@ def test_an_adapter_is_merged_where_asked(folder, tmp_path):
     assert (second / "merged" / "model.safetensors").exists() and (second / "model" / "adapter_config.json").exists()
 
 
+@pytest.mark.parametrize(("start", "merge"), [("adapter", False), ("base", True)])
+def test_rounds_in_four_bits(start, merge, folder, tmp_path):
+    """QLoRA: answers, training and score on a model in 4 bits; the adapter of round 1 is trained further on it, or merged and a new
+    one begun."""
+    tiny.allow_four_bits()
+    train = {**TRAIN, "use_peft": True, "load_in_4bit": True, "lora_r": 2, "learning_rate": 1e-3}
+    score = {"benchmark": "chair", "data": str(folder / "held-out"), "max_new_tokens": 8, "load_in_4bit": True}
+    path = recipe(folder, tmp_path / "rounds", model=str(folder / start), merge=merge, train=train, score=score)
+    content = yaml.safe_load(path.read_text())
+    content["pairs"]["load_in_4bit"] = True
+    path.write_text(yaml.safe_dump(content))
+    assert main(["loop", "--config", str(path)]) == 0
+    rounds = [tmp_path / "rounds" / f"round-{number}" for number in (1, 2)]
+    own = [json.loads((one / "model" / "adapter_config.json").read_text()) for one in rounds]
+    before = str(rounds[0] / "merged") if merge else str(folder / "base")
+    assert [one["base_model_name_or_path"] for one in own] == [str(folder / "base"), before]
+    states = [load_file(one / "model" / "adapter_model.safetensors") for one in rounds]
+    names = [name for name in states[0] if "lora_B" in name]
+    assert names and all((states[0][name] != states[1][name]).any() for name in names)
+    # The adapter that is trained further has moved by two steps of 1e-3 at most, a new one begins at 0.
+    moved = max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0] if name in states[1])
+    assert merge or moved <= 2.1e-3
+    for one in rounds:
+        assert "- quantisation: 4-bit NF4 (bitsandbytes)" in (one / "model" / "README.md").read_text()
+    assert told(tmp_path / "rounds", 2)["reference"]["policy"] == str(rounds[0] / ("merged" if merge else "model"))
+
+
 def test_it_ends_when_the_score_no_longer_improves(folder, tmp_path, capsys):
     path = recipe(folder, tmp_path / "rounds", rounds=3, least_gain=2)
     assert main(["loop", "--config", str(path)]) == 0
@@ -178,6 +207,12 @@ def test_it_ends_when_the_score_no_longer_improves(folder, tmp_path, capsys):
         ({"train": {**TRAIN, "config": "methods/nothing"}}, "methods/nothing"),
         ({"train": {**TRAIN, "accelerate_config": "nothing"}}, "nothing"),
         ({"train": {**TRAIN, "num_processes": 2}}, "num_processes needs accelerate_config"),
+        ({"merge": True}, "merge is of an adapter, and each round begins a new one; set use_peft: true"),
+        ({"train": {**TRAIN, "load_in_4bit": True}}, "quantised weights cannot be trained; set use_peft: true"),
+        (
+            {"score": {"benchmark": "chair", "data": "x", "load_in_4bit": "nf4"}},
+            "score: load_in_4bit is 'nf4'; expected true or false",
+        ),
         ({"train": {**TRAIN, "push_to_hub": True}}, "'push_to_hub' does not go with rounds"),
         ({"train": {**TRAIN, "use_peft": True, "freeze_vision_tower": False}}, "freeze_vision_tower=False"),
         ({"model": "/nowhere/model"}, "there is no such folder"),
@@ -243,6 +278,84 @@ def test_other_options_are_other_rounds(folder, looped, capsys):
     assert main(["loop", "--config", str(path)]) == 1
     assert "other options: train.learning_rate changed" in capsys.readouterr().err
     assert (looped / "options.json").read_text() == before
+
+
+@pytest.fixture
+def begun(folder, looped, tmp_path):
+    """Rounds of a recipe that names a file of fields, of a file of questions and of an adapter on a base of its own."""
+    for name in ("base", "adapter"):
+        shutil.copytree(folder / name, tmp_path / name)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    named = json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
+    config.write_text(json.dumps(named))
+    (tmp_path / "fields.yaml").write_text("learning_rate: 1e-3\nper_device_train_batch_size: 2\n")
+    (tmp_path / "questions.txt").write_text("What is there?\n")
+    path = recipe(folder, tmp_path / "rounds", model=str(tmp_path / "adapter"), train={**TRAIN, "config": ""})
+    content = yaml.safe_load(path.read_text())
+    content["train"]["config"] = str(tmp_path / "fields.yaml")
+    content["pairs"]["questions"] = str(tmp_path / "questions.txt")
+    path.write_text(yaml.safe_dump(content))
+    _remember(read_recipe(path))
+    return tmp_path
+
+
+def _remember(own):
+    start._remember(own, start.pair_options(own, 1, own.model))
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (None, None),
+        ("learning_rate: 1e-4\n", "train.learning_rate"),
+        ("learning_rate: 1e-3\nseed: 5\n", "train.seed"),
+        # Where, how fast, in which pieces; and what the loop's own recipe says in its place.
+        ("learning_rate: 1e-3\nper_device_train_batch_size: 1\nmax_steps: 99\n", None),
+        ("questions", "pairs.questions"),
+        ("base", "model"),
+        ("adapter", "model"),
+    ],
+)
+def test_what_files_hold_is_remembered(change, changed, begun, capsys):
+    """Not what they are called: of a file of fields those that count, of questions the text, of an adapter its weights and its base's."""
+    if change == "questions":
+        (begun / "questions.txt").write_text("What is not there?\n")
+    elif change in ("base", "adapter"):
+        (path,) = (begun / change).glob("*.safetensors")
+        save_file({name: value + 1 for name, value in load_file(path).items()}, path, {"format": "pt"})
+    elif change:
+        (begun / "fields.yaml").write_text(change)
+    if changed is None:
+        _remember(read_recipe(begun / "rounds.yaml"))
+        return
+    assert main(["loop", "--config", str(begun / "rounds.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert f"other options: {changed} changed." in said and len(said.splitlines()) == 1
+
+
+def test_a_moved_file_of_fields_is_no_change(begun):
+    shutil.move(begun / "fields.yaml", begun / "others.yaml")
+    content = yaml.safe_load((begun / "rounds.yaml").read_text())
+    content["train"]["config"] = str(begun / "others.yaml")
+    (begun / "rounds.yaml").write_text(yaml.safe_dump(content))
+    _remember(read_recipe(begun / "rounds.yaml"))
+
+
+def test_a_plug_in_of_the_working_folder(folder, looped, tmp_path, monkeypatch):
+    """As a console script is started, which does not look there; a module there hides none that is installed."""
+    path = recipe(folder, tmp_path / "rounds")
+    content = yaml.safe_load(path.read_text())
+    content["pairs"]["verifier"] = "of_mine:verify"
+    path.write_text(yaml.safe_dump(content))
+    shutil.copytree(looped / "start", tmp_path / "rounds" / "start")
+    (tmp_path / "of_mine.py").write_text("def verify(images, answers, row):\n    return [[] for _ in answers]\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [own for own in sys.path if own not in ("", str(tmp_path))])
+    before = list(sys.path)
+    assert main(["loop", "--config", str(path)]) == 0
+    assert sys.path == [*before, str(tmp_path)]
+    assert "round 1 has no pairs" in (tmp_path / "rounds" / "loop.json").read_text()
 
 
 def test_a_later_round_may_be_made_otherwise(folder, looped, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,9 @@ def test_an_adapter_answers_unmerged_and_on_four_bits(four_bits, scenes, folder,
     made = make(own)
     told = json.loads((made / "build" / "options.json").read_text())
     assert told["adapter"]["files"] == 1 and told["load_in_4bit"] is four_bits
+    # An adapter alone names the model that it lies on, which may hold other weights tomorrow.
+    alone = replace(own, model=str(tmp_path / "adapter"), adapter=None)
+    assert alone.remembered(0)["model"]["base"] == told["model"] and json.dumps(told["model"]) in alone.who
     assert rows_of(made)["chosen"] != rows_of(local)["chosen"]
 
 

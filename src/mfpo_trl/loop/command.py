@@ -22,8 +22,9 @@ def add_loop(commands: Any) -> None:
 
 def _loop(args: argparse.Namespace) -> int:
     try:
-        # As `python -m` does, so that a verifier of the user's is found where the command is given.
-        sys.path.insert(0, str(Path.cwd()))
+        # A verifier or a term of the user's is found where the command is given, behind all that is installed.
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
         from ..evaluation import EndpointError
         from .recipe import read_recipe
         from .rounds import run

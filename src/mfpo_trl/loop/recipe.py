@@ -44,7 +44,10 @@ KINDS = {
     "least_gain": (int, float),
     "merge": bool,
 }
-SCORE = {"benchmark": str, "data": str, "rows": int, "max_new_tokens": int, "batch_size": int}
+SCORE = {
+    **{"benchmark": str, "data": str, "rows": int, "max_new_tokens": int, "batch_size": int},
+    "load_in_4bit": bool,
+}
 WORDS = {str: "a text", int: "a whole number", (int, float): "a number", bool: "true or false"}
 """What the values of keys are, and how that is said."""
 
@@ -57,7 +60,8 @@ class LoopRecipe:
         output: folder of the rounds.
         model: folder or id of the policy that the first round begins with, or of an adapter.
         pairs, train: options of `mfpo pairs` and fields of `mfpo train`.
-        score: `benchmark` and `data` as `mfpo generate` takes them, and perhaps `rows`, `max_new_tokens`, `batch_size`.
+        score: `benchmark` and `data` as `mfpo generate` takes them, and perhaps `rows`, `max_new_tokens`, `batch_size`,
+            `load_in_4bit`.
         figure: of the benchmark, which has to improve.
         rounds: at most, at least 1.
         least_gain: by which the figure improves at least, else the rounds end.

@@ -12,7 +12,7 @@ import torch
 from ..data.writing import NoRows
 from ..evaluation import During, run_merge
 from ..evaluation.generation import weights_told
-from ..evaluation.models import load_base, load_processor, place_of, with_adapter
+from ..evaluation.models import Quantisation, load_base, load_processor, place_of, with_adapter
 from ..pairs import make_pairs
 from ..train import main as train
 from .recipe import LoopRecipe
@@ -124,7 +124,7 @@ def _figure(recipe: LoopRecipe, judge: During, policy: str, folder: Path) -> flo
         ValueError: it is no number.
     """
     if not (folder / SCORED).exists():
-        _alone(lambda: _score(judge, policy, folder, recipe.score.get("batch_size", 8)))
+        _alone(lambda: _score(recipe, judge, policy, folder))
     value = _figures(folder)[recipe.figure]
     if value is None:
         raise ValueError(
@@ -138,12 +138,13 @@ def _figures(folder: Path) -> Mapping[str, float | None]:
     return json.loads((folder / SCORED).read_text(encoding="utf-8"))["figures"]
 
 
-def _score(judge: During, policy: str, folder: Path, batch_size: int) -> None:
+def _score(recipe: LoopRecipe, judge: During, policy: str, folder: Path) -> None:
     """Write down the figures of a policy, and its answers."""
     place = place_of(policy)
-    model = load_base(place.base, scored=False)
+    stored = Quantisation() if recipe.score.get("load_in_4bit") else None
+    model = load_base(place.base, quantisation=stored, scored=False)
     model = model if place.adapter is None else with_adapter(model, place.adapter)
-    scored = judge.scored(judge.answer(model, load_processor(place), batch_size))
+    scored = judge.scored(judge.answer(model, load_processor(place), recipe.score.get("batch_size", 8)))
     rows = [{**prompt.row, "response": text} for prompt, text in zip(scored.prompts, scored.texts, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.utils import is_bitsandbytes_available
 
 from ..data.writing import replace as replace_file
 from ..evaluation import During
+from ..evaluation.generation import weights_told
 from ..evaluation.models import place_of
 from ..hub import without_tokens
 from ..pairs import PairOptions, options_of
-from ..train import check_name, check_processes, config_file, parse, peft_config, split
+from ..train import check_name, check_processes, config_file, parse, peft_config, split, with_recipe
 from .recipe import LoopRecipe, spelt
 
 FREE = (
@@ -52,6 +54,8 @@ def check(recipe: LoopRecipe) -> During:
     for name in ("shards", "push_to_hub"):
         if getattr(options, name) not in (1, None):
             raise ValueError(f"pairs: {name!r} does not go with rounds; leave it out")
+    if (options.load_in_4bit or recipe.score.get("load_in_4bit")) and not is_bitsandbytes_available():
+        raise ValueError("load_in_4bit needs bitsandbytes; run `pip install bitsandbytes`")
     check_training(recipe)
     adapter = place_of(recipe.model).adapter
     if adapter is not None and not Path(adapter).is_dir():
@@ -115,6 +119,10 @@ def check_training(recipe: LoopRecipe) -> None:
             peft_config(model)
     except (ValueError, OSError, ImportError, yaml.YAMLError) as error:
         raise ValueError(f"train: {' '.join(str(error).split())}") from error
+    if recipe.merge and not model.use_peft:
+        raise ValueError(
+            "train: merge is of an adapter, and each round begins a new one; set use_peft: true, or leave merge out"
+        )
     if training.push_to_hub:
         raise ValueError("train: 'push_to_hub' does not go with rounds; push the best policy with mfpo push")
 
@@ -168,12 +176,20 @@ def _asked(recipe: LoopRecipe, options: PairOptions) -> dict[str, Any]:
     """What decides the content of finished pieces; how many rounds there may be does not, nor where and how fast they are made."""
     kept = options.remembered(0)
     asked = {
-        **{name: getattr(recipe, name) for name in ("model", "figure", "merge")},
-        **{f"pairs.{name}": own for name, own in recipe.pairs.items() if spelt(name) in kept},
-        **{f"train.{name}": own for name, own in recipe.train.items() if spelt(name) not in FREE},
+        **{name: getattr(recipe, name) for name in ("figure", "merge")},
+        "model": weights_told(recipe.model) or recipe.model,
+        **{f"pairs.{name}": kept[spelt(name)] for name in recipe.pairs if spelt(name) in kept},
+        **{f"train.{name}": own for name, own in _fields_of(recipe).items() if name not in FREE},
         **{f"score.{name}": own for name, own in recipe.score.items() if name != "batch_size"},
     }
     return json.loads(json.dumps(without_secrets(asked), default=str))
+
+
+def _fields_of(recipe: LoopRecipe) -> dict[str, Any]:
+    """The fields of a training, those of a recipe that it names among them: its file may hold others tomorrow."""
+    own = {spelt(name): value for name, value in recipe.train.items() if spelt(name) != "config"}
+    named = [recipe.train[name] for name in recipe.train if spelt(name) == "config"]
+    return {**with_recipe(arguments({"config": named[0]}))[1], **own} if named else own
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

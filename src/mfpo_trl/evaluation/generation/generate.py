@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..models import adapter_settings
 from .prompts import Prompt
 
 PIXELS_A_TOKEN, LETTERS_A_TOKEN = 28 * 28, 4
@@ -207,8 +208,14 @@ def versions() -> dict[str, str]:
 
 
 def weights_told(folder: str) -> Mapping[str, Any] | None:
-    """What tells the weights in a folder from others: names and sizes of their files, and a digest of pieces of them; None for an
-    id on the Hub, which names its weights itself."""
+    """What tells the weights in a folder from others: names and sizes of their files, and a digest of pieces of them, with the same
+    of the model that an adapter lies on; None for an id on the Hub, which names its weights itself."""
+    told = _files_told(folder)
+    base = told and (adapter_settings(folder) or {}).get("base_model_name_or_path")
+    return {**told, "base": _files_told(base) or base} if told and base else told
+
+
+def _files_told(folder: str) -> dict[str, Any] | None:
     import hashlib
 
     if not Path(folder).is_dir():

@@ -1,5 +1,6 @@
 from .loading import Place as Place
 from .loading import Quantisation as Quantisation
+from .loading import adapter_settings as adapter_settings
 from .loading import dequantised as dequantised
 from .loading import load as load
 from .loading import load_base as load_base
