@@ -50,6 +50,47 @@ def test_outside_is_bit_identical_and_seeds_decide(name, height, width, seed, da
     assert (found == again).all()
 
 
+OPTIONS = {
+    "inpaint": [{"method": "telea"}, {"resolution": 7}, {"radius": 100}, {"method": "telea", "resolution": 5}],
+    "transplant": [{"blend": "poisson"}, {"border": 0}, {"border": 0.5}],
+    "mask": [{"share": share} for share in (0.01, 0.37, 0.5)],
+    "diffusion": [{"resolution": 9, "step": 999}],
+}
+
+
+@given(
+    case=st.sampled_from([(name, own) for name, options in OPTIONS.items() for own in options]),
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    seed=st.integers(0, 2**32),
+    shape=st.sampled_from(["pixel", "scattered", "first line", "last column", "boxes", "nothing"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_region_and_option(case, height, width, seed, shape):
+    """Outside of a region of any shape nothing changes, and what cannot be made is refused in words, not by OpenCV."""
+    (name, own), rng = case, np.random.default_rng(seed)
+    image, region = rng.integers(0, 256, (height, width, 3), dtype=np.uint8), np.zeros((height, width), dtype=bool)
+    if shape == "pixel":
+        region[rng.integers(height), rng.integers(width)] = True
+    elif shape == "scattered":
+        region = rng.random((height, width)) < 0.5
+    elif shape == "boxes":
+        for _ in range(3):
+            top, left = rng.integers(height), rng.integers(width)
+            region[top : rng.integers(top, height) + 1, left : rng.integers(left, width) + 1] = True
+    elif shape != "nothing":
+        region[(0, slice(None)) if shape == "first line" else (slice(None), -1)] = True
+    made = []
+    for _ in range(2):
+        try:
+            made.append(corrupt(image, region, np.random.default_rng(seed), name, **kwargs_of(name), **own))
+        except ValueError as error:
+            said = ("covers the whole image", "leaves nothing of the image", "nowhere wider than the edge")
+            assert any(words in str(error) for words in said)
+            return
+    assert (made[0] == made[1]).all() and (made[0][~region] == image[~region]).all()
+
+
 @pytest.mark.parametrize("name", ["diffusion", "crop"])
 def test_another_seed_differs(name):
     image, region = np.asarray(tiny.picture(0)), np.ones((32, 40), dtype=bool)

@@ -5,14 +5,18 @@ import json
 import numpy as np
 import pytest
 import tiny
+import torch
 from datasets import Dataset
+from PIL import Image as PILImage
 from test_trainer import CPU
+from torch.utils.data import DataLoader
 
 from mfpo_trl import MFPOConfig
 from mfpo_trl.batch.collator import build_collator
 from mfpo_trl.images import DispreferredImages, check_recipes
 from mfpo_trl.images.corruptions import check_corruption, corrupt, same_size
 from mfpo_trl.images.corruptions.pixels import soft_edge
+from mfpo_trl.rows import load_images
 
 SQUARE = np.zeros((32, 40), dtype=bool)
 SQUARE[8:24, 10:30] = True
@@ -77,6 +81,19 @@ def test_a_soft_edge_rises_inwards():
     assert (soft_edge(region, 0) == region).all()
 
 
+def test_a_thin_region_is_not_left_as_it_is():
+    """A diagonal three pixels wide, in bounds whose soft edge is nine; poisson, which would leave it, says so."""
+    image, region = np.full((100, 100, 3), 50, dtype=np.uint8), np.zeros((100, 100), dtype=bool)
+    for n in range(5, 95):
+        region[n, n - 1 : n + 2] = True
+    given = {"donor": np.full((20, 20, 3), 200, dtype=np.uint8), "donor_region": np.ones((20, 20), dtype=bool)}
+    found = corrupt(image, region, np.random.default_rng(0), "transplant", **given)
+    # The middle of the line is the donor's by half at least.
+    assert (found[range(6, 94), range(6, 94)] >= 125).all() and (found[~region] == 50).all()
+    with pytest.raises(ValueError, match="nowhere wider than the edge of 3 pixels .* 'feather' takes it"):
+        corrupt(image, region, np.random.default_rng(0), "transplant", blend="poisson", **given)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"), [(0.1, 0.1, True), (0.1, 0.4, True), (0.1, 0.41, False), (0.04, 0.01, True)]
 )
@@ -129,6 +146,79 @@ def test_a_ladder_grows(name, kwargs):
         making(row, row["images"], 5)
 
 
+@pytest.mark.parametrize("strengths", [[0.25, 0.5, 0.75, 1.0], [0.1, 0.33, 0.9], [1e-6, 1.0]])
+def test_a_ladder_masks_its_share_of_each_region(strengths):
+    """Of two far apart, one that overlaps the second, and one of a single pixel: the middles of all grow, each within the next."""
+    boxes = [[0, 0, 11, 9], [20, 18, 39, 31], [30, 10, 36, 20], [15, 5, 16, 6]]
+    row = rows(1, key_regions=lambda n: boxes)[0]
+    making = DispreferredImages("mask", {"share": strengths})
+    before = np.zeros((32, 40), dtype=bool)
+    for variant, share in enumerate(strengths, start=1):
+        made = np.asarray(making(row, row["images"], variant)[0])
+        # The mean colour is fractional in no channel of a picture that has it as its only colour.
+        masked = (made == made[5, 15]).all(axis=2)
+        assert (masked | ~before).all() and not (masked & ~making.masks(row, row["images"])[0]).sum() > 2
+        for x0, y0, x1, y1 in (boxes[0], boxes[3]):
+            area = (x1 - x0) * (y1 - y0)
+            assert abs(int(masked[y0:y1, x0:x1].sum()) - max(1, round(share * area))) <= 1
+        before = masked
+    whole = before[18:31, 20:39].all() and before[10:20, 30:36].all()
+    assert whole == (strengths[-1] == 1)
+
+
+def test_no_rung_is_the_image_itself():
+    """A region of one pixel has as many rungs as asked, all of that pixel."""
+    row = rows(1, key_regions=lambda n: [[7, 3, 8, 4]])[0]
+    making, clean = DispreferredImages("mask", {"share": [0.25, 0.5]}), np.asarray(row["images"][0])
+    for variant in (1, 2):
+        differs = (np.asarray(making(row, row["images"], variant)[0]) != clean).any(axis=2)
+        assert np.argwhere(differs).tolist() == [[3, 7]]
+
+
+MODES = {
+    "L": lambda image: image.convert("L"),
+    "P": lambda image: image.convert("P"),
+    "1": lambda image: image.convert("1"),
+    "CMYK": lambda image: image.convert("CMYK"),
+    "RGBA": lambda image: image.convert("RGBA"),
+    "I;16": lambda image: PILImage.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257),
+    "F": lambda image: PILImage.fromarray(np.asarray(image.convert("L")).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", ["inpaint", "transplant", "mask", "diffusion"])
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_every_mode(mode, name):
+    """Outside of the region they are what a viewer shows."""
+    source = [{**row, "images": [MODES[mode](row["images"][0])]} for row in rows(3)]
+    shown = load_images(source[0], "image")
+    making = DispreferredImages(name, donors=source)
+    made, region = np.asarray(making(source[0], shown)[0]), making.masks(source[0], shown)[0]
+    assert (made[~region] == np.asarray(shown[0])[~region]).all()
+    assert (made[region] != np.asarray(shown[0])[region]).any()
+
+
+@pytest.mark.parametrize("name", ["diffusion", "mask", "blur", "crop", "inpaint", "transplant"])
+def test_an_image_of_one_pixel(name):
+    row = {**rows(1)[0], "images": [PILImage.new("RGB", (1, 1), "red")], "key_regions": [[0, 0, 1, 1]]}
+    making = DispreferredImages(name, donors=rows(2))
+    if name in ("inpaint", "transplant"):
+        with pytest.raises(ValueError, match="field 'key_regions': the regions cover the whole image"):
+            making(row, row["images"])
+    else:
+        assert making(row, row["images"])[0].size == (1, 1)
+
+
+def test_a_large_image_is_filled_at_the_models_resolution():
+    """12 megapixels, at the border: filled at 336 and enlarged, to the pixel the image outside."""
+    image = PILImage.fromarray(np.arange(3000 * 4000 * 3, dtype=np.uint32).astype(np.uint8).reshape(3000, 4000, 3))
+    row = {"images": [image], "prompt": "?", "key_regions": [[3000, 2000, 4000, 3000]]}
+    making = DispreferredImages("inpaint", resolution=lambda height, width: 336)
+    made, clean = np.asarray(making(row, [image])[0]), np.asarray(image)
+    assert (made[:2000] == clean[:2000]).all() and (made[:, :3000] == clean[:, :3000]).all()
+    assert (made[2000:, 3000:] != clean[2000:, 3000:]).mean() > 0.9
+
+
 @pytest.mark.parametrize("making", [
     {"corruption": "inpaint"}, {"corruption": "transplant"}, {"corruption": "transplant", "kwargs": {"blend": "poisson"}},
     {"corruption": "inpaint", "region": "partial"}, {"corruption": "inpaint", "region": "random"},
@@ -144,6 +234,8 @@ def test_the_same_image_for_every_worker_and_rank(making):
     first = [pixels(collators[0].dispreferred(row, row["images"])) for row in source]
     again = [pixels(collators[1].dispreferred(row, row["images"])) for row in reversed(source)][::-1]
     assert first == again
+    batches = [list(DataLoader(source, 2, collate_fn=collators[0], num_workers=workers)) for workers in (0, 2)]
+    assert all(torch.equal(one["pixel_values"], two["pixel_values"]) for one, two in zip(*batches, strict=True))
     for row, own in zip(source, first, strict=True):
         outside = ~collators[0].dispreferred.masks(row, row["images"])[0]
         assert (np.asarray(own[0])[outside] == np.asarray(row["images"][0])[outside]).all()

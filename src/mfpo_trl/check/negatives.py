@@ -16,7 +16,7 @@ from .. import _trl
 from ..batch import MFPOCollator, build_collator, choose_layout, prepare, unwrapped
 from ..config import MFPOConfig
 from ..data.keywords import candidates
-from ..evaluation.models import Place, Quantisation, load
+from ..evaluation.models import Quantisation, load_base, with_adapter
 from ..images import SCHEDULES, DispreferredImages, regions_per_image
 from ..objective import (
     CHOSEN,
@@ -192,10 +192,11 @@ def phrases_of(row: Mapping[str, Any]) -> list[str]:
 def of_words(tokens: Sequence[int], phrases: Sequence[str], tokenizer: Any) -> np.ndarray:
     """Which tokens of an answer belong to a mention of a phrase, (T,) bool; case does not count."""
     ends = [len(tokenizer.decode(tokens[: n + 1])) for n in range(len(tokens))]
-    text, starts = tokenizer.decode(tokens).casefold(), [0, *ends[:-1]]
+    text, starts = tokenizer.decode(tokens), [0, *ends[:-1]]
     found = np.zeros(len(tokens), dtype=bool)
     for phrase in filter(None, phrases):
-        for match in re.finditer(rf"(?<!\w){re.escape(phrase.casefold())}(?!\w)", text):
+        # Text that is folded first may be longer, and every place behind it another one.
+        for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE):
             found |= np.array([a < match.end() and b > match.start() for a, b in zip(starts, ends, strict=True)])
     return found
 
@@ -247,24 +248,26 @@ def of_setting(
     return worth(name, own, other, groups, len(rows) - len(places), **dict(making.kwargs))
 
 
-def sweep(examiner: Examiner, rows: Sequence[Mapping[str, Any]], real: Shown) -> list[Worth]:
-    """The same for steps of noise under every schedule, and for what stays a photograph, where it can be made."""
+def sweep(examiner: Examiner, rows: Sequence[Mapping[str, Any]], real: Shown) -> tuple[list[Worth], dict[str, str]]:
+    """The same for steps of noise under every schedule, and for what stays a photograph; with why one of these cannot be made."""
     bare = [
         {name: value for name, value in row.items() if not re.match(r"rejected_images?(_\d+)?$", name)} for row in rows
     ]
     resolution, donors, region = examiner.making.resolution, bare, examiner.making.region
     ways = [("diffusion", {"step": step, "schedule": schedule}) for schedule in SCHEDULES for step in STEPS]
-    found = []
+    found: list[Worth] = []
+    left_out: dict[str, str] = {}
     for corruption, kwargs in [*ways, ("inpaint", {}), ("transplant", {})]:
         making = DispreferredImages(corruption, kwargs, region, examiner.making.seed or 0, resolution, donors)
         name = f"{kwargs['schedule']}, step {kwargs['step']}" if kwargs else corruption
         try:
             found.append(of_setting(examiner, bare, real, making, name))
-        except (ValueError, ImportError):
+        except (ValueError, ImportError) as error:
             # Noise can be made of every row that got here.
             if kwargs:
                 raise
-    return found
+            left_out[name] = " ".join(str(error).split())
+    return found, left_out
 
 
 def between(found: Sequence[Worth]) -> Worth | None:
@@ -293,10 +296,15 @@ def finding(found: Worth) -> Finding:
     return Finding("negatives", OK, value, details=details)
 
 
-def swept(found: Sequence[Worth]) -> Finding:
-    """What is said of a sweep."""
-    value = "\n".join(f"{own.name}: {own}" for own in found)
-    details: dict[str, Any] = {"settings": [{"name": own.name, **_details(own)} for own in found]}
+def swept(found: Sequence[Worth], left_out: Mapping[str, str]) -> Finding:
+    """What is said of a sweep, and of what cannot be made of any row."""
+    value = "\n".join(
+        [f"{own.name}: {own}" for own in found] + [f"{name}: not looked at, {why}" for name, why in left_out.items()]
+    )
+    details: dict[str, Any] = {
+        "settings": [{"name": own.name, **_details(own)} for own in found],
+        "left_out": dict(left_out),
+    }
     best = between(found)
     if best is None:
         advice = (
@@ -360,11 +368,13 @@ def examined(
         quantised = Quantisation(kind, bool(settings.use_bnb_nested_quant))
     name = settings.model_name_or_path
     try:
-        model = load(Place(base_of(settings), adapter_folder(settings)), settings.dtype or "auto", quantised)
+        model = load_base(base_of(settings), settings.dtype or "auto", quantised, revision=settings.model_revision)
+        if adapter := adapter_folder(settings):
+            model = with_adapter(model, adapter)
     except ValueError as error:
         value = f"not looked at: the weights of {name} are needed for it, and {' '.join(str(error).split())}"
         return [Finding("negatives", WARNING, value[:400], "run it where the weights are")]
     examiner = Examiner(model, processor, training, dataset)
     real = examiner.shown(rows, CHOSEN)
     found = [finding(of_setting(examiner, rows, real, examiner.making, "as trained"))]
-    return [*found, swept(sweep(examiner, rows, real))] if sweeps else found
+    return [*found, swept(*sweep(examiner, rows, real))] if sweeps else found

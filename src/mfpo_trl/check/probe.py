@@ -50,7 +50,8 @@ def linear_probe(real: np.ndarray, other: np.ndarray, groups: Sequence[str], fol
         areas.append(area_under_curve(scores[: held.sum()], scores[held.sum() :]))
         sizes.append(int(held.sum()))
     value = float(np.average(areas, weights=sizes))
-    half = 1.96 * _standard_error(value, len(real))
+    # Rows of one image say much the same.
+    half = 1.96 * _standard_error(value, len(names))
     return Area(value, max(0.0, value - half), min(1.0, value + half), len(real))
 
 

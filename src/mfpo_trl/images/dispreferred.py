@@ -24,6 +24,7 @@ from .corruptions import (
     check_corruption,
     corrupt,
     corruption_defaults,
+    middle,
     needs_outside,
     of_variant,
     takes_from_others,
@@ -226,6 +227,10 @@ class DispreferredImages:
         if "resolution" in corruption_defaults(corruption) and self.resolution is not None:
             kwargs = {"resolution": self.resolution(image.height, image.width), **kwargs}
         try:
+            if corruption == "mask":
+                # The middle of each region, and not one middle of all of them, which may lie in none.
+                regions = [middle(own, kwargs.get("share", 1.0)) for own in regions]
+                kwargs = {**kwargs, "share": 1.0}
             for region in regions if corruption == "transplant" else [_union(regions, image)]:
                 given: dict[str, Any] = {}
                 if needs_outside(corruption) and region.all():

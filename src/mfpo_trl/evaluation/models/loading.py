@@ -147,6 +147,7 @@ def load_base(
     quantisation: Quantisation | None = None,
     scored: bool = True,
     device: str | None = None,
+    revision: str | None = None,
 ) -> Any:
     """A vision-language model without gradients, on the accelerator where there is one.
 
@@ -156,6 +157,7 @@ def load_base(
         quantisation: of its linear layers, where it is not quantised already.
         scored: with the LM head that `likelihood.Answers` scores with, which has to come before an adapter.
         device: in place of the accelerator.
+        revision: of an id on the Hub.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -166,13 +168,13 @@ def load_base(
     from ... import _trl
 
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         if dtype == "auto":
-            dtype = str(AutoConfig.from_pretrained(name).dtype or torch.float32).removeprefix("torch.")
+            dtype = str(AutoConfig.from_pretrained(name, **options).dtype or torch.float32).removeprefix("torch.")
         if quantisation is not None:
             options["quantization_config"] = quantisation.config(dtype)
-        with safetensors_only(name):
+        with safetensors_only(name, options):
             model = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=getattr(torch, dtype), device_map={"": device or there}, use_safetensors=True, **options
             )

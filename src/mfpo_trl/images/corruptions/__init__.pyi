@@ -3,6 +3,7 @@ from .alone import blur as blur
 from .alone import crop as crop
 from .alone import mask as mask
 from .alone import mean as mean
+from .alone import middle as middle
 from .filled import generate as generate
 from .filled import inpaint as inpaint
 from .noise import SCHEDULES as SCHEDULES

@@ -56,20 +56,30 @@ def mask(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, sha
 
     Source: LPOI (arXiv 2505.21061), which masks 25, 50, 75 and 100 % of the key object's box.
     """
+    picture = image.copy()
+    picture[middle(region, share)] = mean(image, region, rng)[0, 0]
+    return picture
+
+
+def middle(region: np.ndarray, share: float) -> np.ndarray:
+    """So much of a region, (H, W) bool, from the middle of its bounding box to its edges, in boxes of its own shape; one pixel at least.
+
+    Raises:
+        ValueError: `share` is none.
+    """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(
             f"the share of the region must lie above 0 and up to 1, or be a list of such numbers, found {share!r}"
         )
-    picture = image.copy()
+    found = np.zeros_like(region)
     rows, columns = np.nonzero(region)
     if len(rows):
-        # From the middle of the region's bounding box to its edges, in boxes of its own shape.
         height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
         down = np.abs(2 * rows - rows.min() - rows.max()) / height
         across = np.abs(2 * columns - columns.min() - columns.max()) / width
         nearest = np.argsort(np.maximum(down, across), kind="stable")[: max(1, round(share * len(rows)))]
-        picture[rows[nearest], columns[nearest]] = mean(image, region, rng)[0, 0]
-    return picture
+        found[rows[nearest], columns[nearest]] = True
+    return found
 
 
 def blur(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, sigma: float = 0.05) -> np.ndarray:

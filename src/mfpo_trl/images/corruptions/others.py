@@ -8,6 +8,8 @@ from .pixels import blended, bounds, resized, soft_edge
 SAME_SIZE = 4.0
 """Two regions are of one size class where neither covers more than this many times the other's share of its image: twice as
 long and twice as wide."""
+OPENCV_EDGE = 3
+"""Pixels along the edge of a region in which OpenCV's Poisson blending keeps the gradients of what was there."""
 
 
 def swap(image: np.ndarray, region: np.ndarray, rng: np.random.Generator, *, donor: np.ndarray) -> np.ndarray:
@@ -33,11 +35,12 @@ def transplant(
         donor: the other image, (H', W', 3) uint8.
         donor_region: (H', W') bool.
         blend: `feather`, a soft edge; `poisson`, which keeps the other region's gradients and takes its colours from the
-            edge of this one (needs OpenCV).
+            edge of this one, where three pixels keep its own gradients (needs OpenCV).
         border: width of the soft edge, as a share of the shorter side of the region's bounds.
 
     Raises:
-        ValueError: an unknown `blend`, a border that is no share, or a region that covers the whole image.
+        ValueError: an unknown `blend`, a border that is no share, a region that covers the whole image, or one that is all edge for
+            `poisson`.
         ImportError: `poisson` without OpenCV.
 
     Source: Pérez et al., "Poisson Image Editing" (2003), for `poisson`.
@@ -66,6 +69,10 @@ def _poisson(image: np.ndarray, picture: np.ndarray, region: np.ndarray) -> np.n
     # OpenCV solves inside of a mask that touches no border of the image.
     wide = [np.pad(own, ((2, 2), (2, 2), (0, 0)), mode="edge") for own in (picture, image)]
     mask = np.pad(region, 2).astype(np.uint8) * 255
+    if not cv2.erode(mask, np.ones((3, 3), dtype=np.uint8), iterations=OPENCV_EDGE).any():
+        raise ValueError(
+            f"a region is nowhere wider than the edge of {OPENCV_EDGE} pixels on each side that blend 'poisson' leaves as it is; 'feather' takes it"
+        )
     rows, columns = bounds(mask > 0)
     middle = columns.start + (columns.stop - columns.start) // 2, rows.start + (rows.stop - rows.start) // 2
     return cv2.seamlessClone(*wide, mask, middle, cv2.NORMAL_CLONE)[2:-2, 2:-2]

@@ -20,7 +20,8 @@ def soft_edge(region: np.ndarray, border: float) -> np.ndarray:
 
     Args:
         region: (H, W) bool.
-        border: width of the rise, in pixels; 0 for a hard edge. Along the image's own border there is none.
+        border: width of the rise, in pixels; 0 for a hard edge. Along the image's own border there is none. Where the region is
+            too thin for it, it is halved until a pixel is shown by half.
     """
     shown = region.astype(np.float32)
     if border <= 0 or not region.any():
@@ -34,7 +35,7 @@ def soft_edge(region: np.ndarray, border: float) -> np.ndarray:
     blurred = Image.fromarray(own.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(border))
     inner = np.asarray(blurred, dtype=np.float32)[margin:-margin, margin:-margin] / 255
     shown[rows, columns] *= np.clip(2 * inner - 1, 0, 1)
-    return shown
+    return shown if shown.max() >= 0.5 else soft_edge(region, border / 2)
 
 
 def blended(image: np.ndarray, picture: np.ndarray, shown: np.ndarray) -> np.ndarray:

@@ -103,8 +103,8 @@ def check_corruption(name: str, kwargs: Mapping[str, Any]) -> None:
     check_options(name, kwargs)
     if name == NO_CORRUPTION:
         return
-    image, region = np.zeros((8, 8, 3), dtype=np.uint8), np.zeros((8, 8), dtype=bool)
-    region[2:6, 2:6] = True
+    image, region = np.zeros((16, 16, 3), dtype=np.uint8), np.zeros((16, 16), dtype=bool)
+    region[2:12, 2:12] = True
     given = {"donor": image, "donor_region": region}
     others = {key: given[key] for key in _given(name)}
     option = STRENGTHS.get(name, "")
