@@ -329,6 +329,7 @@ REFUSALS = [
     Refusal("; expected one of", "--curriculum stagged", at="train.fields._chosen"),
     # The model and the adapter
     Refusal("are pickles only", model="pickled"),
+    Refusal("cannot be put on its model", model="misfit", at="train.parts.put_on"),
     Refusal("model_init_kwargs has use_safetensors=False", """--model_init_kwargs '{{"use_safetensors": false}}'"""),
     Refusal("and there is no such folder", "--model_name_or_path ./no/such/folder", at="train.command.check_name"),
     Refusal("freeze_vision_tower=False is of full fine-tuning", f"{LORA} --freeze_vision_tower false"),
@@ -706,6 +707,7 @@ LATER = {
     "images.corruptions.filled.inpaint: the region covers the whole image": API,
     "images.corruptions.filled.inpaint: the region leaves nothing of the image": "thin strips of a large image: shown in test_negatives",
     "images.corruptions.others.transplant: the region covers the whole image": API,
+    "images.corruptions.others._poisson": "a region of few pixels: shown in test_negatives",
     "recipes.shipped.any_file": "of `mfpo recipes`",
     "hub.upload.check_login": "needs a Hub to answer: shown in test_the_hub_is_asked_what_a_token_may_do",
     "hub.upload.open_repository": "needs a Hub to answer: shown in test_the_hub_is_asked_what_a_token_may_do",

@@ -23,6 +23,7 @@ import torch
 import transformers
 import warm
 from datasets import DatasetDict
+from peft import LoraConfig, get_peft_model
 from refusals import BASE, DATA, LATER, REFUSALS, THEIRS, THEIRS_LATER, Refusal
 from safetensors.torch import load_file
 from stand_in_hub import BAD, READS, WRITES, StandInHub
@@ -51,6 +52,10 @@ def folder(tmp_path_factory):
     shutil.copytree(folder / "model", folder / "pickled")
     torch.save(load_file(folder / "model" / "model.safetensors"), folder / "pickled" / "pytorch_model.bin")
     (folder / "pickled" / "model.safetensors").unlink()
+    around = get_peft_model(tiny.model(), LoraConfig(target_modules=["q_proj"], r=4))
+    around.peft_config["default"].base_model_name_or_path = str(folder / "model")
+    around.peft_config["default"].r = 8
+    around.save_pretrained(folder / "misfit")
     (folder / "pdsh.yaml").write_text("distributed_type: DEEPSPEED\nnum_machines: 2\nnum_processes: 2\n")
     tiny.model().save_pretrained(folder / "without_end")
     processor = tiny.processor(tiny.LLAVA_TEMPLATE)
