@@ -410,6 +410,18 @@ def test_swap_takes_another_row(tmp_path):
         assert tuple(own[0, 0]) == first and tuple(own[own.shape[0] // 2, own.shape[1] // 2]) == second
 
 
+def test_each_rung_of_a_ladder_says_its_strength(tmp_path):
+    ladder = json.dumps({"corruption": "mask", "kwargs": {"share": [0.25, 0.6]}, "seed": 0})
+    row = example([photo(60, 40, 1)], [[block(60, 40)]], corruption=ladder)
+    found = page(write(tmp_path, [row]), tmp_path)
+    assert (
+        "dispreferred image 1 of 2: share 0.25" in found.text and "dispreferred image 2 of 2: share 0.6" in found.text
+    )
+    first, weak, again, strong = found.pictures()
+    covered = [(own != again).any(axis=2).mean() for own in (weak, strong)]
+    assert 0 < covered[0] < covered[1] and frames(first, COLOURS[0]).any()
+
+
 def test_one_region_over_another_alternates():
     mask = np.zeros((100, 120), bool)
     mask[30:90, 40:110] = True

@@ -61,6 +61,8 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
     own = load_images(row, "rejected_image") is not None
     others = making(row, images) if images or own else []
     further = [making(row, images, variant) for variant in range(2, _variants(row, making, own) + 1)]
+    count = 1 + len(further)
+    which = [_which(row, making, own, variant, count) for variant in range(1, count + 1)] if further else []
     try:
         regions = regions_per_image(row.get("key_regions"), len(images))
         masks = [
@@ -78,8 +80,13 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
             outlined(displayed(image), [display_mask(mask, fitted(image.size)) for mask in some]),
             displayed(other),
             (f"{image.width} x {image.height} px", f"{other.width} x {other.height} px"),
-            [(COLOURS[n % len(COLOURS)], _region_words(n, region)) for n, region in enumerate(given)]
-            or [(None, bare)],
+            [
+                *(
+                    [(COLOURS[n % len(COLOURS)], _region_words(n, one)) for n, one in enumerate(given)]
+                    or [(None, bare)]
+                ),
+                *((None, words) for words in which[:1]),
+            ],
         )
         for image, other, some, given in zip(images, others, masks, regions, strict=True)
     ]
@@ -88,12 +95,24 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
             displayed(image),
             displayed(other),
             (f"{image.width} x {image.height} px", f"{other.width} x {other.height} px"),
-            [(None, f"dispreferred image {variant} of {len(further) + 1}")],
+            [(None, words)],
         )
-        for variant, made in enumerate(further, start=2)
+        for words, made in zip(which[1:], further, strict=True)
         for image, other in zip(images, made, strict=True)
     ]
     return Exhibit(_name(row), pairs, _texts(row, making, own))
+
+
+def _which(row: Mapping[str, Any], making: Any, own: bool, variant: int, count: int) -> str:
+    """Which of several dispreferred images this is; of a ladder, how strong."""
+    from ...images import STRENGTHS, of_variant
+
+    said = f"dispreferred image {variant} of {count}"
+    recipe = None if own else making.recipe(row)
+    strength = recipe and STRENGTHS.get(recipe.corruption)
+    return (
+        f"{said}: {strength} {of_variant(recipe.corruption, recipe.kwargs, variant)[strength]}" if strength else said
+    )
 
 
 def _variants(row: Mapping[str, Any], making: Any, own: bool) -> int:
