@@ -355,7 +355,11 @@ def test_bad_rows_cost_themselves_only(scenes, server, tmp_path):
         (lambda body: "a red circle .", {}, "all 6 answers are the same"),
         (lambda body: f"hello {body['seed']}", {}, "found no claim in any answer"),
         (None, {"verifier": "world:nothing"}, "found no claim in any answer"),
+        (None, {"verifier": "world:all_unsure"}, "the verifier decided nothing about any answer"),
         (None, {"margin": 9}, "no answer is more faithful than another by 9"),
+        (lambda body: " ", {"by": "sentence"}, "the model answered nothing"),
+        (lambda body: "a red circle .", {"by": "sentence"}, "all 6 answers are the same"),
+        (None, {"by": "sentence", "verifier": "world:nothing"}, "found no claim in any answer"),
     ],
 )
 def test_without_a_pair_the_reason_is_said(answer, changes, words, scenes, tmp_path):
@@ -366,6 +370,19 @@ def test_without_a_pair_the_reason_is_said(answer, changes, words, scenes, tmp_p
     assert all(words in reason for reason in reasons(tmp_path / "set").values()) and not list(
         tmp_path.glob("set/data/*")
     )
+
+
+def test_images_without_any_prompt(scenes, tmp_path, capsys):
+    """A folder of images alone: what to do is said, nothing is asked and nothing is built."""
+    (tmp_path / "photos").mkdir()
+    scenes[1][0].image.save(tmp_path / "photos" / "0.png")
+    with StandInChat(world.Captioner(scenes[1])) as server:
+        argv = ["pairs", "--dataset", str(tmp_path / "photos"), "--output", str(tmp_path / "set"), "--verifier"]
+        assert main([*argv, "world:words_by_hash", "--endpoint", server.url, "--served-model", "captioner"]) == 1
+        assert not server.seen
+    said = capsys.readouterr().err
+    assert "every row was rejected, 1 of 1" in said and "--questions" in said
+    assert "--questions" in reasons(tmp_path / "set")[0] and not list(tmp_path.glob("set/data/*"))
 
 
 def test_a_folder_of_images_and_the_shipped_questions(scenes, server, tmp_path):
