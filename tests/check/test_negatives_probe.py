@@ -13,7 +13,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mfpo_trl import MFPOConfig
 from mfpo_trl.check import command
-from mfpo_trl.check.negatives import Examiner, Shown, Worth, between, finding, of_words, phrases_of, swept, worth
+from mfpo_trl.check.negatives import (
+    Examiner,
+    Shown,
+    Worth,
+    between,
+    finding,
+    of_setting,
+    of_words,
+    phrases_of,
+    swept,
+    worth,
+)
 from mfpo_trl.check.probe import Area, area_under_curve, linear_probe
 from mfpo_trl.demo.pairs import preference_row
 from mfpo_trl.demo.scenes import caption_of, make_scenes
@@ -212,6 +223,20 @@ def test_log_probabilities_are_those_of_the_model(world):
             # "a red circle , a blue square ." and the end: two words of each object.
             assert words.sum() == 2 * len(row["key_regions"])
     assert found.features.shape == (5, 192)
+
+
+def test_rows_of_one_image_are_held_out_together(world):
+    """However they are asked: of four images in twelve rows no area is told. And an image of another row is no sign of anything."""
+    folder, rows = world
+    processor = AutoProcessor.from_pretrained(folder / "model")
+    training = MFPOConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none", max_length=None)
+    examiner = Examiner(load_base(str(folder / "model")), processor, training, None)
+    asked = [{"prompt": [{"role": "user", "content": f"describe {n}"}]} for n in range(3)]
+    few = [row | own for own in asked for row in rows[:4]]
+    found = of_setting(examiner, few, examiner.shown(few, CHOSEN), DispreferredImages("black"), "black")
+    assert found.area is None and "too few images" in str(found)
+    swapped = of_setting(examiner, rows, examiner.shown(rows, CHOSEN), DispreferredImages("swap", donors=rows), "swap")
+    assert not swapped.recognised and swapped.skipped == 0
 
 
 def run(folder, capsys, *fields):

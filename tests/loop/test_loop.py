@@ -432,9 +432,19 @@ def test_a_round_that_fails_leaves_what_is_known(folder, looped, tmp_path, monke
     assert done["ended"] is None and len(done["scores"]) == 2 and done["best"].endswith("round-1/model")
 
 
-def test_a_training_goes_on_from_its_checkpoint(folder, looped, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("model", ["base", "adapter in 4 bits"])
+def test_a_training_goes_on_from_its_checkpoint(model, folder, looped, tmp_path, capsys, monkeypatch):
     """Stopped in its third step, behind the checkpoint of the second; and its weights are those of a training in one go."""
-    train = {**TRAIN, "learning_rate": 1e-3, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    start, quantised = model.split()[0], model != "base"
+    tiny.allow_four_bits()
+    train = {
+        **TRAIN,
+        "load_in_4bit": quantised,
+        "learning_rate": 1e-3,
+        "max_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     begun = tmp_path / "begun"
     shutil.copytree(looped / "start", begun / "start")
     shutil.copytree(looped / "round-1" / "pairs", begun / "round-1" / "pairs")
@@ -447,14 +457,15 @@ def test_a_training_goes_on_from_its_checkpoint(folder, looped, tmp_path, capsys
             raise KeyboardInterrupt
         return step(self, *given, **options)
 
-    path = recipe(folder, begun, rounds=1, train=train)
+    path = recipe(folder, begun, rounds=1, train=train, model=str(folder / start))
     with monkeypatch.context() as patch:
         patch.setattr(MFPOTrainer, "training_step", stopped)
         assert main(["loop", "--config", str(path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err and steps == [0, 1, 2]
     assert main(["loop", "--config", str(path)]) == 0
     assert "Going on from" in (said := capsys.readouterr().out) and "checkpoint-2" in said
-    assert main(["loop", "--config", str(recipe(folder, tmp_path / "whole", rounds=1, train=train))]) == 0
+    path = recipe(folder, tmp_path / "whole", rounds=1, train=train, model=str(folder / start))
+    assert main(["loop", "--config", str(path)]) == 0
     assert told(begun, 1)["policy"]["weights"] == told(tmp_path / "whole", 1)["policy"]["weights"]
 
 
