@@ -80,13 +80,7 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
             outlined(displayed(image), [display_mask(mask, fitted(image.size)) for mask in some]),
             displayed(other),
             (f"{image.width} x {image.height} px", f"{other.width} x {other.height} px"),
-            [
-                *(
-                    [(COLOURS[n % len(COLOURS)], _region_words(n, one)) for n, one in enumerate(given)]
-                    or [(None, bare)]
-                ),
-                *((None, words) for words in which[:1]),
-            ],
+            [*(_legend(given) or [(None, bare)]), *((None, words) for words in which[:1])],
         )
         for image, other, some, given in zip(images, others, masks, regions, strict=True)
     ]
@@ -103,16 +97,20 @@ def exhibit(row: Mapping[str, Any], donors: Sequence[Mapping[str, Any]]) -> Exhi
     return Exhibit(_name(row), pairs, _texts(row, making, own))
 
 
+def _legend(regions: Sequence[Any]) -> list[tuple[str | None, str]]:
+    return [(COLOURS[n % len(COLOURS)], _region_words(n, region)) for n, region in enumerate(regions)]
+
+
 def _which(row: Mapping[str, Any], making: Any, own: bool, variant: int, count: int) -> str:
     """Which of several dispreferred images this is; of a ladder, how strong."""
     from ...images import STRENGTHS, of_variant
 
     said = f"dispreferred image {variant} of {count}"
-    recipe = None if own else making.recipe(row)
-    strength = recipe and STRENGTHS.get(recipe.corruption)
-    return (
-        f"{said}: {strength} {of_variant(recipe.corruption, recipe.kwargs, variant)[strength]}" if strength else said
-    )
+    if own:
+        return said
+    recipe = making.recipe(row)
+    strength = STRENGTHS[recipe.corruption]
+    return f"{said}: {strength} {of_variant(recipe.corruption, recipe.kwargs, variant)[strength]}"
 
 
 def _variants(row: Mapping[str, Any], making: Any, own: bool) -> int:
