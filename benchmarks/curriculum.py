@@ -2,7 +2,7 @@
 
     python benchmarks/curriculum.py --seeds 0 1 2 --output curriculum.json
 
-For each seed one base captioner and one set of pairs, as `mfpo demo` makes them. Every student sees each pair twice, with
+For each seed one base captioner and one set of pairs, as `mfpo demo` makes them. Every student sees each pair eight times, with
 the settings of the demo; the difficulty of a pair is the negative log-likelihood of its chosen caption under the base
 (`curriculum_score="nll"`). CHAIRs and coverage are of greedy captions of 1000 held-out scenes.
 """
@@ -34,7 +34,7 @@ ORDERS = {
     "anti": {"curriculum": "anti"},
     "staged, stage reference": {"curriculum": "staged", "curriculum_reference": "stage"},
 }
-PASSES = 2
+PASSES = 8
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Students of one base: plain DPO, MFPO, and MFPO without its image term, on the same pairs, with the same budget."""
+"""Students of one base: plain DPO, DPO with an anchor (which is MFPO without its image term), and MFPO, on the same pairs and budget."""
 
 from __future__ import annotations
 
