@@ -3,7 +3,7 @@
     python benchmarks/mirror_rows.py --seeds 0 1 2 --editor oracle transplant --output benchmarks/results/mirror_rows.json
 
 For each seed the base and the pairs of `mfpo demo`, and students with and without the twins that `mfpo build --mirror` makes of these: SFT on
-the chosen answers, and the demo's own. Scored on greedy captions of the demo's test scenes, in which nothing comes along.
+the chosen answers, and the demo's own at four times its learning rate. Scored on greedy captions of the demo's test scenes, in which nothing comes along.
 
 `oracle` draws the replacement where the object was, with the phrases as they are known, and asks no detector; `transplant` takes another
 row's object, and a detector of shapes checks before and after the edit.
@@ -34,6 +34,7 @@ from mfpo_trl.demo.scenes import BACKGROUND, COLOURS, PIXEL_NOISE, SHAPES, Scene
 from mfpo_trl.demo.scoring import mentions, score_captions
 from mfpo_trl.demo.tiny_model import build_processor
 
+LEARNING_RATE = 2e-4
 STUDENTS = {"SFT": (DPOTrainer, DPOConfig, {"loss_type": "sft"}), **METHODS}
 EDITORS: dict[str, dict[str, Any]] = {
     "oracle": {"mirror_editor": "mirror_rows:redraw", "grounder": "column"},
@@ -151,7 +152,8 @@ def measure(folder: Path, seed: int, editors: list[str], plan: story.Plan) -> di
     scores = {"base": scored(base)}
     for method, (trainer_class, config_class, own) in STUDENTS.items():
         for name, rows in data.items():
-            args = config_class(str(folder / "student"), **shared_settings(plan.align_steps, seed) | own)
+            settings = {**shared_settings(plan.align_steps, seed), "learning_rate": LEARNING_RATE, **own}
+            args = config_class(str(folder / "student"), **settings)
             trainer = train_student(
                 trainer_class, args, folder / "base", processor, rows, f"{method}{name}, seed {seed}"
             )

@@ -97,6 +97,7 @@ FEATURES = Features(
     }
 )
 COLUMNS = {"chair_s": "CHAIRs", "chair_i": "CHAIRi", "coverage": "cover", "words": "words", "f1": "F1"}
+LEARNING_RATE = 2e-4
 SCORED_BY_THE_LOOP = 4
 PARTS = ("see_steps", "presume_steps", "scenes_to_see", "scenes_to_presume", "scenes_to_test")
 """Of a plan, what decides the captioner and its score; the loops ask for pairs of their own."""
@@ -210,6 +211,7 @@ def run_loop(folder: Path, base: Path, asked: Asked, seed: int) -> None:
         },
         "train": {
             **shared_settings(asked.steps, seed),
+            "learning_rate": LEARNING_RATE,
             "logging_steps": asked.steps,
             "disable_tqdm": True,
             "corruption": "diffusion",

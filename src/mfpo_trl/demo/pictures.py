@@ -100,7 +100,12 @@ def draw_contact_sheet(path: Path, exhibits: Sequence[Exhibit]) -> None:
         if line == 0:
             for axes, title in zip(cells, ("image", "key regions", "corrupted"), strict=False):
                 axes.set_title(title, fontsize=11)
-            cells[3].set_title("captions; in red: named, but not there", fontsize=11, loc="left", color=WRONG)
+            cells[3].set_title(
+                "captions; in red: named, but not there; habit: what the base expects beside an object that is there",
+                fontsize=11,
+                loc="left",
+                color=WRONG,
+            )
         for axes, picture in zip(cells, (exhibit.scene.image, exhibit.scene.image, exhibit.corrupted), strict=False):
             axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
             axes.set(xticks=[], yticks=[])
@@ -131,6 +136,7 @@ def _write_captions(axes: Any, exhibit: Exhibit) -> None:
     for position, (name, caption) in enumerate(lines.items()):
         height = 1 - (position + 0.5) / len(lines)
         style = {"fontsize": TEXT_SIZE, "family": "DejaVu Sans Mono", "va": "center", "transform": axes.transAxes}
+        style |= {"style": "italic"} if name == "habit" else {}
         axes.text(0.01, height, name, color=TINTS.get(name, "black"), weight="bold", **style)
         wrong = set(hallucinated(caption, exhibit.scene.names))
         at = indent

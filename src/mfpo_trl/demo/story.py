@@ -34,13 +34,14 @@ LINES_OF_SHEET = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything: optimizer steps, scenes and pairs."""
+    """How much of everything: optimizer steps, scenes and pairs; and how much company the scenes of the pairs keep."""
 
     see_steps: int = 450
     presume_steps: int = 100
     scenes_to_see: int = 8000
     scenes_to_presume: int = 3200
     scenes_to_prefer: int = 4000
+    company_to_prefer: float = FULL
     most_pairs: int = 400
     align_steps: int = 200
     scenes_to_test: int = 1000
@@ -95,6 +96,7 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print(results_table(scores))
+    console.print("Naming less lowers CHAIRs, and coverage with it; F1 weighs both.")
     console.print(
         f"Pictures, models, the held-out scenes and results.json are in {output_dir}; {results['seconds']:.0f} s."
     )
@@ -115,13 +117,11 @@ def train_all(
     base, logs = train_base(processor, output_dir / "base", plan, seed)
     captions = {"base": caption_scenes(base, processor, test)}
 
-    console.print(
-        "[bold]2/4[/] Its own hallucinated captions become the rejected answers, in scenes that keep its habits."
-    )
+    console.print("[bold]2/4[/] In scenes with these habits, what it presumes becomes the rejected answer.")
     pairs = draw_pairs(base, processor, plan, seed)
     console.print(f"    {len(pairs)} pairs: the true caption against one that names what is not there.")
 
-    console.print(f"[bold]3/4[/] {', '.join(METHODS)}: the same base, the same pairs, the same number of steps.")
+    console.print(f"[bold]3/4[/] {', '.join(METHODS)}: same base, same pairs, same number of steps.")
     for method in METHODS:
         folder = output_dir / folder_name(method)
         model, logs[method] = align(
@@ -177,7 +177,7 @@ def draw_pairs(base: LlavaForConditionalGeneration, processor: LlavaProcessor, p
     Their scenes have the habits that made the base presume, as the images of preference data resemble those of the
     pre-training; where they have none, the true captions alone undo the habits.
     """
-    scenes = make_scenes(plan.scenes_to_prefer, world_seed(seed, SCENES_TO_PREFER), FULL)
+    scenes = make_scenes(plan.scenes_to_prefer, world_seed(seed, SCENES_TO_PREFER), plan.company_to_prefer)
     set_seed(seed)
     return preference_pairs(base, processor, scenes, plan.most_pairs)
 
