@@ -97,7 +97,10 @@ FEATURES = Features(
     }
 )
 COLUMNS = {"chair_s": "CHAIRs", "chair_i": "CHAIRi", "coverage": "cover", "words": "words", "f1": "F1"}
+LEARNING_RATE = 2e-4
 SCORED_BY_THE_LOOP = 4
+PARTS = ("see_steps", "presume_steps", "scenes_to_see", "scenes_to_presume", "scenes_to_test")
+"""Of a plan, what decides the captioner and its score; the loops ask for pairs of their own."""
 
 
 def main() -> None:
@@ -130,7 +133,10 @@ def main() -> None:
 
 def settings_of(plan: story.Plan, loops: Mapping[str, Asked]) -> dict[str, Any]:
     """What decides the figures of a seed."""
-    return {"plan": asdict(plan), "loops": {name: asdict(own) for name, own in loops.items()}}
+    return {
+        "plan": {part: getattr(plan, part) for part in PARTS},
+        "loops": {name: asdict(own) for name, own in loops.items()},
+    }
 
 
 def read(path: Path | None, settings: Mapping[str, Any]) -> dict[str, dict[str, Figures]]:
@@ -180,7 +186,7 @@ def score(policy: Path, processor: LlavaProcessor, scenes: list[Scene]) -> Figur
     """The figures of greedy captions."""
     model = LlavaForConditionalGeneration.from_pretrained(policy, use_safetensors=True)
     found = score_captions(story.caption_scenes(model, processor, scenes), [scene.names for scene in scenes])
-    return {**asdict(found), "f1": found.f1}
+    return asdict(found)
 
 
 def run_loop(folder: Path, base: Path, asked: Asked, seed: int) -> None:
@@ -205,6 +211,7 @@ def run_loop(folder: Path, base: Path, asked: Asked, seed: int) -> None:
         },
         "train": {
             **shared_settings(asked.steps, seed),
+            "learning_rate": LEARNING_RATE,
             "logging_steps": asked.steps,
             "disable_tqdm": True,
             "corruption": "diffusion",

@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+from PIL import Image
 
-from mfpo_trl.demo.scenes import BACKGROUND, OBJECTS, SIZE, TRIPLES, caption_of, choose_names, make_scenes
+from mfpo_trl.demo.scenes import (
+    BACKGROUND,
+    OBJECTS,
+    SIZE,
+    TRIPLES,
+    Scene,
+    Thing,
+    caption_of,
+    choose_names,
+    make_scenes,
+    presumed,
+)
 
 
 def test_a_seed_gives_the_same_scenes_and_another_seed_others():
@@ -65,3 +77,15 @@ def test_caption_names_the_objects_in_the_order_of_the_list():
     for scene in make_scenes(20, seed=0, company=0.0):
         assert scene.names == sorted(scene.names, key=OBJECTS.index)
         assert scene.caption == caption_of(scene.names)
+
+
+def test_presumed_is_what_company_would_bring():
+    """A red circle keeps company with a green square and a blue triangle."""
+    scene = Scene(
+        (Thing("red circle", (0, 0, 10, 10)), Thing("red cross", (16, 0, 26, 10))), Image.new("RGB", (SIZE, SIZE))
+    )
+    assert TRIPLES[0] == ("red circle", "green square", "blue triangle")
+    assert presumed(scene, ["red circle", "green square", "red square", "green square"]) == {
+        "green square": "red circle"
+    }
+    assert presumed(scene, ["red cross", "red triangle"]) == {}

@@ -2,23 +2,26 @@ import json
 import math
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import demo_seeds
 import pytest
 from datasets import load_dataset
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mfpo_trl import cli
+from mfpo_trl.demo.scenes import OBJECTS, TRIPLES, caption_of, make_scenes, presumed
 from mfpo_trl.demo.scoring import mentions
-from mfpo_trl.demo.story import QUICK, run, world_seed
+from mfpo_trl.demo.story import LINES_OF_SHEET, NONE, QUICK, draw_pairs, exhibits, run, world_seed
 from mfpo_trl.evaluation.benchmarks.coco import Objects, read_synonyms
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "made" / "here"
-    return folder, run(folder, seed=0, ablation=True, quick=True)
+    return folder, run(folder, seed=0, quick=True)
 
 
 def test_results_are_finite_and_written(story):
@@ -52,6 +55,47 @@ def test_models_can_be_loaded_and_nothing_is_pickled(story, name):
     AutoProcessor.from_pretrained(folder)
     assert not [file for file in folder.rglob("*") if file.suffix in {".bin", ".pt", ".pkl"}]
     assert (folder / "README.md").exists() == (name != "base")
+
+
+def test_pairs_come_from_scenes_that_keep_the_habits(monkeypatch):
+    """No scene begins another triple before the first is whole."""
+    monkeypatch.setattr("mfpo_trl.demo.story.preference_pairs", lambda base, processor, scenes, most: scenes)
+    for scene in draw_pairs(None, None, QUICK, seed=0):
+        shares = sorted((sum(name in triple for name in scene.names) for triple in TRIPLES), reverse=True)
+        assert shares[0] == min(len(scene.names), 3)
+
+
+def test_the_sheet_shows_where_habit_and_image_disagree():
+    """In two scenes the base names what is there and a companion that is not; in two others something that no habit brings."""
+    scenes = make_scenes(30, seed=5, company=NONE)
+    said = [scene.caption for scene in scenes]
+
+    def add(index: int, habitual: bool) -> bool:
+        names = scenes[index].names
+        for other in OBJECTS:
+            if other not in names and bool(presumed(scenes[index], [other])) == habitual:
+                said[index] = caption_of([*names, other])
+                return True
+        return False
+
+    assert add(4, True) and add(17, True) and add(0, False) and add(9, False)
+    shown = [exhibit.scene for exhibit in exhibits(scenes, {"base": said})]
+    assert shown == [scenes[4], scenes[17], *scenes[:4], *scenes[5 : LINES_OF_SHEET - 1]]
+
+
+def test_the_table_of_several_seeds(story, tmp_path, monkeypatch, capsys):
+    folder, results = story
+    monkeypatch.setattr(demo_seeds.story, "run", lambda own, seed, quick: {**results, "own": (own, seed, quick)})
+    output = tmp_path / "demo.json"
+    monkeypatch.setattr(
+        sys, "argv", ["demo_seeds.py", "--seeds", "0", "7", "--folder", str(folder), "--output", str(output)]
+    )
+    demo_seeds.main()
+    found = json.loads(output.read_text())
+    assert list(found) == ["0", "7"] and all(list(own) == list(results["scores"]) for own in found.values())
+    assert found["7"]["MFPO"] == {**results["scores"]["MFPO"], "pairs": results["pairs"]}
+    printed = capsys.readouterr().out
+    assert "16 held-out scenes a seed" in printed and all(name in printed for name in results["scores"])
 
 
 def walk(heading: str) -> list[list[str]]:

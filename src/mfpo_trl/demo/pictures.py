@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from .scenes import COLOURS, SHAPES, Scene
-from .scoring import hallucinated
+from .scenes import COLOURS, SHAPES, Scene, presumed
+from .scoring import hallucinated, mentions
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,7 +58,7 @@ def draw_curves(path: Path, logs: Mapping[str, Log]) -> None:
         logs: the trainers' logs under `seeing`, `presuming` (the two stages of the base), and each method.
     """
     figure = Figure(figsize=(12, 7.4), layout="constrained")
-    figure.suptitle("How the base, DPO and MFPO were trained", fontsize=14)
+    figure.suptitle("How the base and its students were trained", fontsize=14)
     (base, chosen), (text, image) = figure.subplots(2, 2)
 
     _panel(base, "Base captioner: loss on true captions", "nats a token")
@@ -100,7 +100,12 @@ def draw_contact_sheet(path: Path, exhibits: Sequence[Exhibit]) -> None:
         if line == 0:
             for axes, title in zip(cells, ("image", "key regions", "corrupted"), strict=False):
                 axes.set_title(title, fontsize=11)
-            cells[3].set_title("captions; in red: named, but not there", fontsize=11, loc="left", color=WRONG)
+            cells[3].set_title(
+                "captions; in red: named, but not there; habit: what the base expects beside an object that is there",
+                fontsize=11,
+                loc="left",
+                color=WRONG,
+            )
         for axes, picture in zip(cells, (exhibit.scene.image, exhibit.scene.image, exhibit.corrupted), strict=False):
             axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
             axes.set(xticks=[], yticks=[])
@@ -121,9 +126,9 @@ def _panel(axes: Any, title: str, unit: str) -> None:
 
 
 def _write_captions(axes: Any, exhibit: Exhibit) -> None:
-    """The true caption and each model's, one below the other; objects that are not there stand out."""
+    """The true caption, what habit adds to it, and each model's caption, one below the other; objects that are not there stand out."""
     axes.axis("off")
-    lines = {"truth": exhibit.scene.caption, **exhibit.captions}
+    lines = {"truth": exhibit.scene.caption, "habit": _habit(exhibit), **exhibit.captions}
     width = axes.get_position().width * axes.figure.get_size_inches()[0] * 72
     step = TEXT_SIZE * LETTER / width
     indent = max(map(len, lines)) + 2
@@ -131,6 +136,7 @@ def _write_captions(axes: Any, exhibit: Exhibit) -> None:
     for position, (name, caption) in enumerate(lines.items()):
         height = 1 - (position + 0.5) / len(lines)
         style = {"fontsize": TEXT_SIZE, "family": "DejaVu Sans Mono", "va": "center", "transform": axes.transAxes}
+        style |= {"style": "italic"} if name == "habit" else {}
         axes.text(0.01, height, name, color=TINTS.get(name, "black"), weight="bold", **style)
         wrong = set(hallucinated(caption, exhibit.scene.names))
         at = indent
@@ -141,6 +147,12 @@ def _write_captions(axes: Any, exhibit: Exhibit) -> None:
             mark = {"color": WRONG, "weight": "bold", "backgroundcolor": "#fde3e3"} if words in wrong else {}
             axes.text(0.01 + at * step, height, words, **style, **mark)
             at += len(words) + 1
+
+
+def _habit(exhibit: Exhibit) -> str:
+    """The absent objects that the base names, each with what it usually comes with."""
+    found = presumed(exhibit.scene, mentions(exhibit.captions["base"]))
+    return " , ".join(f"{companion} usually brings {name}" for name, companion in found.items()) or "-"
 
 
 def _phrases(caption: str) -> list[str]:

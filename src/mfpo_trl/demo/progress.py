@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging
@@ -42,9 +43,10 @@ def show_bar(trainer: Trainer, label: str) -> None:
 
 @contextmanager
 def only_our_bars() -> Iterator[None]:
-    """Inside, transformers shows no bars of its own, and TRL's use of an old name for checkpointing goes unsaid."""
-    shown = logging.is_progress_bar_enabled()
+    """Inside, transformers and datasets show no bars of their own, and TRL's use of an old name for checkpointing goes unsaid."""
+    shown, hidden = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -54,3 +56,5 @@ def only_our_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+        if not hidden:
+            datasets.enable_progress_bars()

@@ -8,7 +8,7 @@ learns to name what usually comes along, whether it is there or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,17 @@ def choose_names(rng: np.random.Generator, company: float) -> list[str]:
         pool = companions if companions and rng.random() < company else absent
         chosen.append(pool[rng.integers(len(pool))])
     return chosen
+
+
+def presumed(scene: Scene, named: Sequence[str]) -> dict[str, str]:
+    """Of the objects that are `named`, those that are absent but whose company is there: each with the companion that is."""
+    return {
+        name: companion
+        for name in named
+        if name not in scene.names
+        for companion in scene.names
+        if companion in _COMPANIONS[name]
+    }
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: tuple[int, int, int, int], colour: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""How true a caption is: CHAIRs, CHAIRi, object coverage, length, and how sure one can be of a share."""
+"""How true a caption is: CHAIRs, CHAIRi, coverage and F1 of objects, length, and how sure one can be of a share."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class CaptionScores:
         chair_s_high: upper end of it.
         chair_i: share of the named objects that are not there, repeats counted.
         coverage: share of the objects in the pictures that are named.
+        f1: harmonic mean of the named objects' precision, `1 - chair_i`, and their `coverage`: naming less lowers `chair_s`,
+            and does not raise this.
         words: mean length in words; punctuation does not count.
     """
 
@@ -32,14 +34,8 @@ class CaptionScores:
     chair_s_high: float
     chair_i: float
     coverage: float
+    f1: float
     words: float
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of the named objects' precision, `1 - chair_i`, and their `coverage`: naming less lowers `chair_s`,
-        and does not raise this."""
-        precision = 1 - self.chair_i
-        return 2 * precision * self.coverage / (precision + self.coverage) if self.coverage else 0.0
 
 
 def mentions(caption: str) -> list[str]:
@@ -76,12 +72,15 @@ def score_captions(captions: Sequence[str], truths: Sequence[Sequence[str]]) -> 
     covered = sum(len(set(names) & set(truth)) for names, truth in zip(named, truths, strict=True))
     liars = sum(bool(names) for names in wrong)
     low, high = wilson_interval(liars, len(captions))
+    chair_i = sum(map(len, wrong)) / max(1, sum(map(len, named)))
+    coverage = covered / max(1, sum(len(set(truth)) for truth in truths))
     return CaptionScores(
         n=len(captions),
         chair_s=liars / len(captions),
         chair_s_low=low,
         chair_s_high=high,
-        chair_i=sum(map(len, wrong)) / max(1, sum(map(len, named))),
-        coverage=covered / max(1, sum(len(set(truth)) for truth in truths)),
+        chair_i=chair_i,
+        coverage=coverage,
+        f1=2 * (1 - chair_i) * coverage / (1 - chair_i + coverage) if coverage else 0.0,
         words=sum(len(re.findall(r"[a-z]+", caption)) for caption in captions) / len(captions),
     )

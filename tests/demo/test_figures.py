@@ -1,0 +1,37 @@
+"""The tables of the pages are those of the files that the benchmarks wrote."""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ("chair_s", "chair_i", "coverage", "words", "f1")
+
+
+def rows(path: str) -> dict[str, list[dict[str, float]]]:
+    """The figures of each student, one of a seed behind the other."""
+    content = json.loads((ROOT / "benchmarks" / "results" / path).read_text())
+    seeds = [found.get("scores", found) for found in content.values()]
+    return {name: [found[name] for found in seeds] for name in seeds[0]}
+
+
+def shown(figures: list[dict[str, float]]) -> str:
+    """The means over seeds, as the pages print them."""
+    scale = {key: 1 if key == "words" else 100 for key in FIGURES}
+    return " | ".join(f"{scale[key] * mean(own[key] for own in figures):.1f}" for key in FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("file", "page"),
+    [
+        ("demo.json", "README.md"),
+        ("demo_choices.json", "docs/method.md"),
+        ("mirror_rows.json", "docs/data.md"),
+    ],
+)
+def test_every_student_stands_in_the_table_with_its_means(file, page):
+    text = (ROOT / page).read_text().replace("**", "")
+    missing = {name: shown(figures) for name, figures in rows(file).items() if f"| {shown(figures)} |" not in text}
+    assert not missing
