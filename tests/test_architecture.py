@@ -12,7 +12,7 @@ import mfpo_trl
 
 SOURCE = Path(__file__).parents[1] / "src" / "mfpo_trl"
 FLOORS = (
-    "objective rows weights leaving recipes",
+    "objective rows weights leaving recipes endpoint",
     "images _trl checkpoints terminal",
     "config",
     "batch requirements",
@@ -41,7 +41,7 @@ FLOORS_INSIDE = {
         "build",
         "command",
     ),
-    "evaluation": ("figures models endpoint", "benchmarks", "generation", "during likelihood", "reliance merge"),
+    "evaluation": ("figures models", "benchmarks", "generation", "during likelihood", "reliance merge"),
 }
 """The same for rooms that hold rooms."""
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from stand_in_chat import KEY, StandInChat, text_of
 
-from mfpo_trl.evaluation.endpoint import Endpoint, EndpointError, Request, complete, user_message
+from mfpo_trl.endpoint.client import Endpoint, EndpointError, Request, complete, user_message
 
 
 def asked(text, **more):

@@ -12,12 +12,13 @@ from collections import Counter
 import pytest
 from stand_in_chat import KEY, StandInChat, text_of
 
+from mfpo_trl.endpoint.client import Endpoint, EndpointError
+from mfpo_trl.endpoint.kept import Judge, Question, Verdicts, digest
 from mfpo_trl.evaluation import main
 from mfpo_trl.evaluation.benchmarks import hallusionbench, mmhal
 from mfpo_trl.evaluation.benchmarks.coco import Objects
-from mfpo_trl.evaluation.benchmarks.judge import Judge, Question, Verdicts, digest, filled
+from mfpo_trl.evaluation.benchmarks.judge import filled
 from mfpo_trl.evaluation.benchmarks.objhal import listed
-from mfpo_trl.evaluation.endpoint import Endpoint, EndpointError
 
 QUESTIONS = [Question(str(n), f"prompt {n}", f"answer {n}") for n in range(20)]
 
@@ -353,7 +354,7 @@ def test_what_mmhal_refuses(rows, options, words, tmp_path, capsys, monkeypatch)
 
 
 def test_a_judge_that_is_not_there(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mfpo_trl.evaluation.endpoint.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("mfpo_trl.endpoint.client.LONGEST_WAIT", 0.01)
     (tmp_path / "a.json").write_text(json.dumps([ROW]))
     options = ["--judge-url", "http://127.0.0.1:9", "--judge-model", "j"]
     assert "refused; tried 8 times" in refused(capsys, "mmhal", "--responses", tmp_path / "a.json", *options)

@@ -28,7 +28,7 @@ from mfpo_trl.data import Rejected
 from mfpo_trl.data.build import run
 from mfpo_trl.data.preview import preview
 from mfpo_trl.demo.scoring import hallucinated, mentions
-from mfpo_trl.evaluation import endpoint
+from mfpo_trl.endpoint import client
 from mfpo_trl.evaluation.generation import Drawing
 from mfpo_trl.images.regions import decode_rle
 from mfpo_trl.pairs.asking import Asking, ReadPrompt, seeds_of
@@ -42,7 +42,7 @@ COUNT, SAMPLES = 30, 6
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch):
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from stand_in_chat import StandInChat, text_of
 from mfpo_trl.data.grounding.grounders import Grounded, Plugged
 from mfpo_trl.data.reading.files import JsonRows
 from mfpo_trl.demo.scoring import hallucinated, mentions
-from mfpo_trl.evaluation import endpoint
-from mfpo_trl.evaluation.endpoint import Endpoint, EndpointError
+from mfpo_trl.endpoint import client
+from mfpo_trl.endpoint.client import Endpoint, EndpointError
 from mfpo_trl.pairs.claims import ABSENT, PRESENT, UNCERTAIN, Answer, Rule, choose_pairs
 from mfpo_trl.pairs.options import PairOptions
 from mfpo_trl.pairs.policies import Served
@@ -47,7 +47,7 @@ SYNONYMS = "dog\ncar\ntree\ncat\nperson, man, woman\nbicycle, bike\numbrella\nbu
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch):
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.05)
 
 
 @pytest.fixture

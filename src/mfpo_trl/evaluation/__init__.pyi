@@ -3,11 +3,6 @@ from .benchmarks import main as main
 from .during import DURING as DURING
 from .during import During as During
 from .during import Scored as Scored
-from .endpoint import Endpoint as Endpoint
-from .endpoint import EndpointError as EndpointError
-from .endpoint import Request as Request
-from .endpoint import complete as complete
-from .endpoint import user_message as user_message
 from .figures import Difference as Difference
 from .figures import Figure as Figure
 from .figures import Group as Group

@@ -25,7 +25,7 @@ def _loop(args: argparse.Namespace) -> int:
         # A verifier or a term of the user's is found where the command is given, behind all that is installed.
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)
-        from ..evaluation import EndpointError
+        from ..endpoint import EndpointError
         from .recipe import read_recipe
         from .rounds import run
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data import Rejected, Row, each
 from ..data.reading import IMAGE, asked, image_bytes, read_masks
-from ..evaluation import EndpointError
+from ..endpoint import EndpointError
 from ..evaluation.generation import Drawing, Kept, Prompt, images_of, question_of
 from ..rows import load_images, plain_text, row_digest, row_generator
 from .options import SHIPPED

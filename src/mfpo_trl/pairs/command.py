@@ -132,7 +132,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
 def _pairs(args: argparse.Namespace) -> int:
     try:
-        from ..evaluation import EndpointError
+        from ..endpoint import EndpointError
 
         make_pairs(_built(args))
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BuildOptions
-from ..evaluation import Endpoint
+from ..endpoint import Endpoint
 from ..evaluation.generation import Drawing, weights_told
 from ..evaluation.models import DTYPES
 from .claims import Rule

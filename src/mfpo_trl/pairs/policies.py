@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..evaluation import Request, complete
+from ..endpoint import Request, complete
 from ..evaluation.generation import Drawing, Prompt, batches, draw, said
 from ..evaluation.models import Quantisation, load_base, load_processor, place_of, with_adapter
 

@@ -4,10 +4,5 @@ from .coco import singular_words as singular_words
 from .command import BENCHMARKS as BENCHMARKS
 from .command import build_parser as build_parser
 from .command import main as main
-from .judge import Judge as Judge
-from .judge import Key as Key
-from .judge import Question as Question
-from .judge import Verdicts as Verdicts
-from .judge import digest as digest
 from .truth import Truth as Truth
 from .truth import image_id as image_id

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...endpoint import EndpointError
 from ...terminal import Parser
-from ..endpoint import EndpointError
 from ..figures import Result, as_json, as_text, differences, table
 from . import amber, chair, hallusionbench, mmhal, objhal, pope
 from .published import published_rows, published_table

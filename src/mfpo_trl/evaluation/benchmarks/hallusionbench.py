@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...endpoint import Question
 from ..figures import Group, Result, counted, id_of, rate, shown
 from .asked import Row, read_asked
-from .judge import Question, add_judge_options, filled, judge_of, template_of
+from .judge import add_judge_options, filled, judge_of, template_of
 
 TITLE = "HallusionBench"
 HELP = "yes-or-no questions: right one by one, all of a figure, and all of a question over its figures"

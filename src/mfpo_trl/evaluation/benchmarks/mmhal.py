@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...endpoint import Question
 from ..figures import Group, Result, counted, id_of, mean, rate
 from .asked import read_asked
-from .judge import Question, add_judge_options, filled, judge_of, template_of
+from .judge import add_judge_options, filled, judge_of, template_of
 
 TITLE = "MMHal-Bench"
 HELP = "96 questions whose answers a judge scores from 0 to 6; hallucinated is what scores below 3"

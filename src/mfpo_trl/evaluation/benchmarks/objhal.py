@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ...endpoint import Judge, Question
 from ..figures import Answer, Group, Measure, Result, check_known, counted, rate, ratio, read_answers
 from .chair import f1
 from .coco import Objects
-from .judge import Judge, Question, add_judge_options, filled, judge_of, template_of
+from .judge import add_judge_options, filled, judge_of, template_of
 from .truth import Truth, add_truth_options, image_id
 
 TITLE = "Object HalBench"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...endpoint import Endpoint, EndpointError, Request, complete, user_message
 from ...terminal import Parser
-from ..endpoint import Endpoint, EndpointError, Request, complete, user_message
 from ..models import DTYPES
 from .generate import Decoding, answer, opened, share, versions, weights_told
 from .kept import Kept

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data import Row
-from ...evaluation import Endpoint, user_message
-from ...evaluation.benchmarks import Judge, Key, Question, Verdicts, digest
+from ...endpoint import Endpoint, Judge, Key, Question, Verdicts, digest, readable
 from ...evaluation.generation import Drawing, Prompt, first_sentence, one_turn
 from ..claims import ABSENT, PRESENT, UNCERTAIN, Claim
 from ..policies import Asked, Policy
@@ -81,19 +80,8 @@ def _with(phrase: str, sentences: Sequence[str]) -> str:
 
 
 def _shown(row: Row) -> list[bytes]:
-    """The files of a row's images; pictures in PNG where a server does not read such files."""
-    import io
-
-    files = []
-    for own, picture in zip(row["images"], row["pictures"], strict=True):
-        try:
-            user_message("", [own["bytes"]])
-            files.append(own["bytes"])
-        except ValueError:
-            held = io.BytesIO()
-            picture.save(held, "PNG")
-            files.append(held.getvalue())
-    return files
+    """The files of a row's images, as servers read them."""
+    return [readable(own["bytes"], picture) for own, picture in zip(row["images"], row["pictures"], strict=True)]
 
 
 def is_there(phrase: str, singular: str) -> str:

@@ -117,7 +117,7 @@ def _detector(given: Given) -> Verifier:
 
 
 def _judge(given: Given) -> Verifier:
-    from ...evaluation import Endpoint
+    from ...endpoint import Endpoint
     from .asked import Judged
 
     own = given.options

@@ -1,0 +1,11 @@
+from .client import Endpoint as Endpoint
+from .client import EndpointError as EndpointError
+from .client import Request as Request
+from .client import complete as complete
+from .client import user_message as user_message
+from .kept import Judge as Judge
+from .kept import Key as Key
+from .kept import Question as Question
+from .kept import Verdicts as Verdicts
+from .kept import digest as digest
+from .kept import readable as readable
