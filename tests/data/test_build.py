@@ -16,6 +16,7 @@ import launches
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import test_mirror
 import tiny
 from datasets import Dataset, Image, List, load_dataset
 from test_grounding import save_dino, save_sam
@@ -127,6 +128,13 @@ def test_many_processes_and_ray_build_the_same_bytes(source, built, tmp_path):
     for engine in ("local", "ray"):
         own = options(source, tmp_path / engine, materialize=True, num_proc=2, engine=engine)
         assert contents(run(own)) == contents(built)
+    # Ray is up now. Twins as well, whose objects are those of other rows.
+    path = test_mirror.source(tmp_path)
+    twins = [
+        run(test_mirror.options(path, tmp_path / f"twins {engine}", mirror_editor="transplant", engine=engine))
+        for engine in ("local", "ray")
+    ]
+    assert contents(twins[0]) == contents(twins[1]) and len(load_dataset(str(twins[0]), split="train")) == 24
 
 
 def test_shards_and_ranks_build_the_same_bytes(source, built, tmp_path, capsys):

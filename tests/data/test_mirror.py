@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 from datasets import Dataset, load_dataset
 from PIL import Image
+from stand_in_chat import StandInChat, text_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -19,11 +21,12 @@ import mirror_rows
 from mfpo_trl import MFPOConfig
 from mfpo_trl.cli import main
 from mfpo_trl.data.build import BuildOptions, run
-from mfpo_trl.data.mirror.answer import Left, article, is_counted, is_plural, mirrored
+from mfpo_trl.data.mirror.answer import mirrored
 from mfpo_trl.data.mirror.edits import build_editor, transplant
 from mfpo_trl.data.mirror.pool import Example, Pool, normal, stem
+from mfpo_trl.data.mirror.words import Left, article, is_counted, is_plural
 from mfpo_trl.demo.pairs import preference_row
-from mfpo_trl.demo.scenes import caption_of, make_scenes
+from mfpo_trl.demo.scenes import COLOURS, SHAPES, caption_of, make_scenes
 from mfpo_trl.demo.scoring import mentions
 from mfpo_trl.rows.schema import plain_text, to_rgb
 from mfpo_trl.train.heldout import hold_out
@@ -129,7 +132,12 @@ def test_candidates_are_of_the_number_and_size_and_not_in_the_row():
     assert sorted(pool().candidates("dog", 0.1, ["ball"], "uniform", rng)) == ["hat", "owl", "tree"]
     assert sorted(pool().candidates("moon", 0.9, [], "uniform", rng)) == [], "nothing else is as large"
     assert pool().candidates("hats", 0.1, ["dog"], "uniform", rng) == ["cats"]
-    assert sorted(pool().candidates("dog", 0.1, [], "uniform", rng, ["A zebra", "dogs", "dog"])) == ["zebra"]
+    assert sorted(pool().candidates("dog", 0.1, [], "uniform", rng, ["A zebra", "dogs", "red dog"], False)) == [
+        "zebra"
+    ]
+    assert pool().candidates("dog", 0.1, [], "uniform", rng, ["A zebra", "An Owl"]) == ["Owl"], (
+        "of which there is an example"
+    )
     assert pool().of_size("dog", 0.1)[0] == Example(0, 0, 0, 0.1)
 
 
@@ -206,6 +214,30 @@ def options(path: Path, output: Path, **changes) -> BuildOptions:
     return BuildOptions(str(path), output, **{**given, **changes})
 
 
+def told(body) -> tuple[str, str, str]:
+    """The answer that a request quotes, the object, and its replacement, which is empty where that is asked for."""
+    text = text_of(body)
+    answer = re.search(r'says:\n\n"(.*)"', text)[1]
+    found = re.search(r'"([^"]*)" was replaced by "([^"]*)"', text)
+    return (answer, *found.groups()) if found else (answer, re.search(r'in the place of "([^"]*)"', text)[1], "")
+
+
+def helpful(body) -> str:
+    """What a good model says in the demo's world."""
+    answer, old, new = told(body)
+    absent = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if f"{colour} {shape}" not in answer]
+    return answer.replace(old, new) if new else "\n".join(f"{n}. A {name}" for n, name in enumerate(absent[:6], 1))
+
+
+def asking(path, output, server, **changes):
+    both = {"mirror_replacement": "endpoint", "mirror_answer": "endpoint", "served_model": "writer", "timeout": 0.5}
+    return options(path, output, **{**both, "endpoint": server.url, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {own.name: own.read_bytes() for own in sorted((folder / "data").iterdir())}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mirror")
@@ -246,17 +278,24 @@ def test_a_row_and_its_twin(built):
 
 
 def test_two_processes_and_a_second_run_build_the_same(built, tmp_path):
-    path, folder = built
-    again = run(options(path, tmp_path / "two", num_proc=2))
-    names = sorted(own.name for own in (folder / "data").iterdir())
-    assert len(names) == 3
-    for name in names:
-        assert (folder / "data" / name).read_bytes() == (again / "data" / name).read_bytes()
-    # As after a kill: a part is gone, and is built again.
-    kept = (again / "data" / names[1]).read_bytes()
-    (again / "data" / names[1]).unlink()
-    run(options(path, tmp_path / "two"))
-    assert (again / "data" / names[1]).read_bytes() == kept
+    """With a server that names and writes, whose answers come in another order."""
+    with StandInChat(helpful) as server:
+        one = run(asking(built[0], tmp_path / "one", server))
+        again = run(asking(built[0], tmp_path / "two", server, num_proc=2, timeout=60.0))
+    assert contents(again) == contents(one) and len(contents(one)) == 3
+    # As after a kill: a part is gone, and is built again of what the server said, which is not there any more.
+    (again / "data" / sorted(contents(one))[1]).unlink()
+    run(asking(built[0], tmp_path / "two", server, num_proc=2))
+    assert contents(again) == contents(one)
+
+
+def test_machines_build_the_same(built, tmp_path):
+    """With another row's object, which each of them finds for itself; Ray does in test_build.py."""
+    changes = {"mirror_editor": "transplant"}
+    one = run(options(built[0], tmp_path / "one", **changes))
+    for machine in (1, 0):
+        folder = run(options(built[0], tmp_path / "two", shards=2, shard_index=machine, **changes))
+    assert contents(folder) == contents(one) and len(load_dataset(str(folder), split="train")) == 24
 
 
 def test_preview_shows_twins(built, tmp_path):
@@ -326,7 +365,7 @@ def test_a_real_check_finds_what_was_transplanted(tmp_path):
     [
         (["--mirror", "--mirror-choice", "common"], "expected rare or uniform"),
         (["--mirror", "--mirror-editor", "inpaint"], "expected transplant, generate, or package.module:function"),
-        (["--mirror-phrases", "phrases.txt"], "are of --mirror; add it"),
+        (["--mirror-answer", "endpoint"], "is of --mirror; add it"),
         (["--mirror", "--mirror-kwargs", "{}", "--mirror-editor", "transplant", "--mirror-kwargs", '{"model": "x"}'], "are options of --mirror-editor generate"),
         (["--mirror", "--mirror-editor", "generate", "--mirror-kwargs", '{"modell": "x"}'], "did you mean 'model'"),
         (["--mirror", "--grounder", "column"], "run mfpo build without --mirror first"),
@@ -339,8 +378,6 @@ def test_mistakes(arguments, said, tmp_path, capsys):
         main(["build", "--dataset", str(tmp_path / "rows.parquet"), "--output", str(tmp_path / "built"), *arguments])
         == 1
     )
-    import re
-
     assert re.search(said, " ".join(capsys.readouterr().err.split()))
 
 

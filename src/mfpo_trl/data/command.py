@@ -109,10 +109,26 @@ def _add_mirror(parser: argparse.ArgumentParser) -> None:
         help="transplant, another row's object; generate, by an inpainting pipeline; or package.module:function",
     )
     mirror.add_argument(
-        "--mirror-phrases", type=Path, help="a file of replacements, one a line, in place of the rows' phrases"
+        "--mirror-replacement",
+        default="pool",
+        help="where replacements come from: pool, the phrases of the rows' regions; endpoint, which is shown the image; or a file, one a line",
+    )
+    mirror.add_argument(
+        "--mirror-answer", choices=("rule", "endpoint"), default="rule", help="who rewrites the chosen answer"
     )
     mirror.add_argument(
         "--mirror-kwargs", metavar="JSON", help="options of --mirror-editor generate: model, guidance_scale, …"
+    )
+    mirror.add_argument(
+        "--endpoint", metavar="URL", help="a server that speaks OpenAI's chat completions, for the two that ask one"
+    )
+    mirror.add_argument(
+        "--served-model", metavar="NAME", help="with it: the name under which the server has the model"
+    )
+    mirror.add_argument("--concurrency", type=int, default=8, help="with it: requests at a time")
+    mirror.add_argument("--timeout", type=float, default=300.0, help="with it: seconds for one answer")
+    mirror.add_argument(
+        "--api-key-env", default="OPENAI_API_KEY", metavar="VARIABLE", help="with it: holds the server's key"
     )
 
 

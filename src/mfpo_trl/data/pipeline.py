@@ -1,6 +1,7 @@
 """What `mfpo build` builds, and everything that builds one part of it."""
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
+from ..endpoint import Endpoint, EndpointError
 from ..images import (
     GENERATE,
     REGION_CHOICES,
@@ -28,10 +30,10 @@ from ..images import (
 from .difficulty import DIFFICULTIES
 from .grounding import GROUNDERS
 from .keywords import KeywordOptions
-from .mirror import CHOICES, EDITORS, Example, Left, Mirror, Pool, build_editor, listed, with_twins
+from .mirror import CHOICES, EDITORS, Asked, Example, Left, Mirror, Pool, build_editor, listed, with_twins
 from .reading import SOURCES, Source, check_unread, image_roots, open_rows, recognise, repeated
 from .stages import Corrupt, Keywords, Read, Regions, Rejected, Row, Score
-from .writing import PartReport, Parts, Said, features
+from .writing import PartReport, Parts, Said, beside, features
 
 PART_ROWS = 512
 """Rows of the source that a part is made from: what a killed build has to do again at most, per process."""
@@ -46,6 +48,10 @@ ELSEWHERE = (
     "private",
     "progress",
     "device",
+    "endpoint",
+    "concurrency",
+    "timeout",
+    "api_key_env",
 )
 """Options that say where and how fast, not what is built."""
 
@@ -80,8 +86,14 @@ class BuildOptions:
     mirror: bool = False
     mirror_choice: str = "rare"
     mirror_editor: str = "transplant"
-    mirror_phrases: Path | None = None
+    mirror_replacement: str = "pool"
+    mirror_answer: str = "rule"
     mirror_kwargs: dict[str, Any] | str | None = None
+    endpoint: str | None = None
+    served_model: str | None = None
+    concurrency: int = 8
+    timeout: float = 300.0
+    api_key_env: str = "OPENAI_API_KEY"
     difficulty: str | None = None
     model: str | None = None
     samples: int = 10
@@ -125,6 +137,7 @@ class BuildOptions:
             raise ValueError(f"--limit is {self.limit}; expected a number from 1 up")
         self._check_corruption()
         self._check_mirror()
+        self._check_endpoint()
 
     def _check_mirror(self) -> None:
         if self.mirror_choice not in CHOICES:
@@ -133,12 +146,40 @@ class BuildOptions:
             raise ValueError(
                 f"--mirror-editor {self.mirror_editor!r} is unknown; expected {', '.join(EDITORS)}, or package.module:function"
             )
-        if not self.mirror and (self.mirror_phrases or self.mirror_kwargs):
-            raise ValueError("--mirror-phrases and --mirror-kwargs are of --mirror; add it")
+        if self.mirror_replacement not in ("pool", "endpoint") and not Path(self.mirror_replacement).is_file():
+            raise ValueError(
+                f"--mirror-replacement {self.mirror_replacement!r} is neither pool nor endpoint, nor a file of phrases"
+            )
+        if self.mirror_answer not in ("rule", "endpoint"):
+            raise ValueError(f"--mirror-answer {self.mirror_answer!r} is unknown; expected rule or endpoint")
+        if not self.mirror:
+            for own in fields(BuildOptions):
+                if own.name.startswith("mirror_") and getattr(self, own.name) != own.default:
+                    raise ValueError(f"--{own.name.replace('_', '-')} is of --mirror; add it")
         if self.mirror_editor == "generate":
             check_options(GENERATE, self.generate_kwargs)
         elif self.mirror_kwargs:
             raise ValueError("--mirror-kwargs are options of --mirror-editor generate")
+
+    def _check_endpoint(self) -> None:
+        asks = self.mirror and "endpoint" in (self.mirror_replacement, self.mirror_answer)
+        if asks and not (self.endpoint and self.served_model):
+            raise ValueError(
+                "--mirror-replacement endpoint and --mirror-answer endpoint need --endpoint URL and --served-model NAME, the name under "
+                "which the server has the model"
+            )
+        if not asks and (self.endpoint or self.served_model):
+            raise ValueError("nothing asks --endpoint; --mirror-replacement endpoint and --mirror-answer endpoint do")
+        if asks:
+            self.server  # noqa: B018  raises
+
+    @property
+    def server(self) -> Endpoint:
+        """The server that is asked."""
+        assert self.endpoint is not None and self.served_model is not None
+        return Endpoint(
+            self.endpoint, self.served_model, self.api_key_env, concurrency=self.concurrency, timeout=self.timeout
+        )
 
     @property
     def generate_kwargs(self) -> dict[str, Any]:
@@ -206,7 +247,12 @@ class BuildOptions:
         """What decides the parts' content."""
         kept = {own.name: getattr(self, own.name) for own in fields(self) if own.name not in ELSEWHERE}
         kept |= {"keywords": asdict(self.keywords), "difficulty": self.scorer, "corruption_kwargs": self.recipe_kwargs}
-        kept["mirror_phrases"] = str(self.mirror_phrases.resolve()) if self.mirror_phrases else None
+        if (phrases := Path(self.mirror_replacement)).is_file():
+            # A file counts by what is in it.
+            kept["mirror_replacement"] = {
+                "name": phrases.name,
+                "digest": hashlib.sha256(phrases.read_bytes()).hexdigest(),
+            }
         kept["image_root"] = str(self.image_root.resolve()) if self.image_root else None
         return {**kept, "rows": rows, "version": __version__}
 
@@ -357,15 +403,22 @@ class Pipeline:
             from .editing import Inpainter
 
             fill = Inpainter(options.pop("model"), self.device)
+        asked = Asked(own.server, self._kept_answers) if own.endpoint else None
         return Mirror(
             Pool.of(self.rows, self.count, self.source, self.roots),
             build_editor(own.mirror_editor, fill, options),
-            self._example,
+            self._example if own.mirror_editor == "transplant" else None,
             grounder if own.detects else None,
             own.mirror_choice,
-            None if own.mirror_phrases is None else listed(own.mirror_phrases),
+            listed(Path(own.mirror_replacement)) if own.mirror_replacement not in ("pool", "endpoint") else None,
+            asked.replacements if asked and own.mirror_replacement == "endpoint" else None,
+            asked.answers if asked and own.mirror_answer == "endpoint" else None,
             own.seed,
         )
+
+    def _kept_answers(self, number: int) -> Path:
+        """Where what a server says of this row of the source is kept."""
+        return beside(self.options.output, number // self.options.part_rows, "mirror.jsonl")
 
     def _example(self, place: Example) -> tuple[Image.Image, np.ndarray]:
         """A picture of the source, and the mask of what it is an example of."""
@@ -424,7 +477,7 @@ class Pipeline:
 def each(
     stage: Callable[[list[Row]], list[Row | Rejected]],
     rows: list[Row],
-    fatal: tuple[type[Exception], ...] = (ImportError,),
+    fatal: tuple[type[Exception], ...] = (ImportError, EndpointError),
 ) -> list[Row | Rejected]:
     """A stage on a batch; where it fails, on each row alone, so that a bad one costs itself only.
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BuildOptions
-from ..endpoint import Endpoint
 from ..evaluation.generation import Drawing, weights_told
 from ..evaluation.models import DTYPES
 from .claims import Rule
@@ -18,13 +17,9 @@ SHIPPED = Path(__file__).with_name("questions.txt")
 
 ELSEWHERE = (
     "batch_size",
-    "endpoint",
-    "concurrency",
     "judge_url",
     "judge_concurrency",
     "judge_timeout",
-    "timeout",
-    "api_key_env",
     "judge_key_env",
 )
 """Options that say where and how fast, not what is drawn, beside those of `mfpo build`; an answer depends on no batch."""
@@ -47,11 +42,6 @@ class PairOptions(BuildOptions):
     adapter: str | None = None
     dtype: str = "auto"
     load_in_4bit: bool = False
-    endpoint: str | None = None
-    served_model: str | None = None
-    concurrency: int = 8
-    timeout: float = 300.0
-    api_key_env: str = "OPENAI_API_KEY"
     samples: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
@@ -77,6 +67,9 @@ class PairOptions(BuildOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_pairs()
+
+    def _check_endpoint(self) -> None:
         if (self.model is None) == (self.endpoint is None):
             raise ValueError("name who answers: --model MODEL, or --endpoint URL with --served-model NAME")
         if self.endpoint is not None and self.served_model is None:
@@ -85,6 +78,10 @@ class PairOptions(BuildOptions):
             raise ValueError(
                 "--adapter, --load-in-4bit and --dtype are of a model that is loaded here; the server has its own"
             )
+        if self.endpoint is not None:
+            self.server  # noqa: B018  raises
+
+    def _check_pairs(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype {self.dtype!r} is unknown; expected {', '.join(DTYPES)}")
         if self.by not in ("answer", "sentence"):
@@ -109,8 +106,6 @@ class PairOptions(BuildOptions):
             raise ValueError("--ground-truth and --coco-annotations say the same; give one")
         self.drawing  # noqa: B018  raises
         self.rule  # noqa: B018  raises
-        if self.endpoint is not None:
-            self.server  # noqa: B018  raises
 
     @property
     def scorer(self) -> str:
@@ -134,14 +129,6 @@ class PairOptions(BuildOptions):
         """Pairs of a prompt: one by default, or one for each sentence."""
         default = self.sentences if self.by == "sentence" else 1
         return default if self.pairs_per_prompt is None else self.pairs_per_prompt
-
-    @property
-    def server(self) -> Endpoint:
-        """The server that answers."""
-        assert self.endpoint is not None and self.served_model is not None
-        return Endpoint(
-            self.endpoint, self.served_model, self.api_key_env, concurrency=self.concurrency, timeout=self.timeout
-        )
 
     @property
     def who(self) -> str:

@@ -1,5 +1,5 @@
-from .answer import Left as Left
 from .answer import mirrored as mirrored
+from .asked import Asked as Asked
 from .edits import EDITORS as EDITORS
 from .edits import build_editor as build_editor
 from .pool import CHOICES as CHOICES
@@ -10,3 +10,4 @@ from .stage import MADE as MADE
 from .stage import STEPS as STEPS
 from .stage import Mirror as Mirror
 from .stage import with_twins as with_twins
+from .words import Left as Left

@@ -13,7 +13,7 @@ from PIL import Image
 from ...images import blended, bounds, inpaint, resized, soft_edge
 from ..editing import Inpainter
 from ..plugin import plugged
-from .answer import Left, article, is_plural
+from .words import Left, article, is_plural
 
 Edited = tuple[Image.Image, np.ndarray]
 """The picture, and where the new object is in it, (H, W) bool."""
@@ -77,18 +77,23 @@ class Generated:
 
     Args:
         fill: the pipeline.
-        options: of a call of it, `prompt` and `negative_prompt` with `{phrase}` for the replacement.
+        options: of a call of it. In `prompt` and `negative_prompt`, `{phrase}` stands for the replacement with its article, and `{old}`
+            for what was there; by default they are these two.
     """
 
     def __init__(self, fill: Inpainter, options: Mapping[str, Any]):
-        self.fill, self.options = fill, dict(options)
+        self.fill, self.options = fill, {"prompt": "{phrase}", "negative_prompt": "{old}", **options}
 
     def __call__(
         self, image: Image.Image, region: np.ndarray, old: str, new: str, rng: np.random.Generator, example: Any
     ) -> Edited:
         """See `Editor`."""
         named = new if is_plural(new) else f"{article(new)} {new}"
-        return self.fill(image, region, rng, prompt=named, negative_prompt=old, **self.options), region
+        texts = {
+            name: self.options[name].replace("{phrase}", named).replace("{old}", old)
+            for name in ("prompt", "negative_prompt")
+        }
+        return self.fill(image, region, rng, **{**self.options, **texts}), region
 
 
 class Plugged:

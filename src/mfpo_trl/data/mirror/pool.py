@@ -12,7 +12,7 @@ from ...images import region_mask, regions_per_image, same_size
 from ...rows import plain_text, to_rgb
 from ..keywords import DETERMINERS, singular
 from ..reading import convert, image_bytes, read_masks
-from .answer import is_counted, is_plural
+from .words import is_counted, is_plural
 
 CHOICES = ("rare", "uniform")
 ROWS_AT_ONCE = 256
@@ -92,6 +92,7 @@ class Pool:
         how: str,
         rng: np.random.Generator,
         only: Sequence[str] | None = None,
+        to_show: bool = True,
     ) -> list[str]:
         """Phrases that may take the place of `old`, the preferred ones first: of its number, with an example of its size class, and
         none that the row itself shows.
@@ -100,17 +101,18 @@ class Pool:
             share: of the image that the object covers.
             rest: what else the row shows.
             how: `rare`, those first that are seldom together with the rest; `uniform`, in any order.
-            only: a list in place of the phrases of the data set; those without an example there are left out where it is None.
+            only: a list in place of the phrases of the data set, of which a singular one must follow "a" or "an" somewhere.
+            to_show: whether an example is needed.
         """
-        shown = {stem(old), *map(stem, rest)}
         plural = is_plural(old)
-        names = sorted(self.examples) if only is None else list(dict.fromkeys(map(normal, only)))
+        names = sorted(self.examples) if only is None else list({normal(own): bare(own) for own in only}.values())
         fitting = [
             name
             for name in names
-            if stem(name) not in shown
+            if not any(alike(name, own) for own in (old, *rest))
             and is_plural(name) == plural
-            and (only is not None or ((plural or name in self.counted) and self.of_size(name, share)))
+            and (only is not None or plural or name in self.counted)
+            and (not to_show or self.of_size(name, share))
         ]
         order = rng.permutation(len(fitting)).tolist()
         if how == "rare":
@@ -119,21 +121,26 @@ class Pool:
 
     def of_size(self, phrase: str, share: float) -> list[Example]:
         """Examples of a phrase that are of one size class with a region of this share."""
-        return [own for own in self.examples.get(phrase, ()) if same_size(own.share, share)]
+        return [own for own in self.examples.get(normal(phrase), ()) if same_size(own.share, share)]
 
     def company(self, phrase: str, rest: Sequence[str]) -> float:
         """How often the phrase is there where another one is, at the mean over the others, in 0..1."""
-        others = [own for own in map(normal, rest) if self.rows[own]]
+        phrase, others = normal(phrase), [own for own in map(normal, rest) if self.rows[own]]
         shares = [self.together[min(phrase, own), max(phrase, own)] / self.rows[own] for own in others]
         return float(np.mean(shares)) if shares else 0.0
 
 
-def normal(phrase: str) -> str:
-    """A phrase in lower case, without a determiner before it."""
-    words = phrase.lower().split()
-    while len(words) > 1 and words[0] in DETERMINERS:
+def bare(phrase: str) -> str:
+    """A phrase without a determiner before it."""
+    words = phrase.split()
+    while len(words) > 1 and words[0].lower() in DETERMINERS:
         words.pop(0)
     return " ".join(words)
+
+
+def normal(phrase: str) -> str:
+    """The same in lower case."""
+    return bare(phrase).lower()
 
 
 def stem(phrase: str) -> str:
@@ -141,13 +148,24 @@ def stem(phrase: str) -> str:
     return " ".join(map(singular, normal(phrase).split()))
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether one of two phrases says no more than the other: "car" beside "cars", and beside "red car", which is a car too."""
+    first, second = set(stem(one).split()), set(stem(other).split())
+    return first <= second or second <= first
+
+
 def listed(path: Path) -> list[str]:
     """The phrases of a file, one a line.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is not UTF-8.
+        OSError: it cannot be read.
     """
-    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8; expected phrases, one a line") from None
+    found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{path} names no phrase; expected one a line")
     return found

@@ -2,17 +2,18 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ...images import encode_rle, region_mask
-from ...rows import plain_text, row_digest, row_generator
-from .answer import Left, mirrored, stands_in
+from ...rows import PREFIX, plain_text, row_digest, row_generator
+from .answer import checked, mirrored
 from .edits import Editor
-from .pool import Example, Pool, normal, phrase_of, stem
+from .pool import Example, Pool, alike, normal, phrase_of
+from .words import Left, head_of, is_plural, speaks_of, stands_in
 
 Row = dict[str, Any]
 
@@ -21,8 +22,8 @@ STEPS = ("object", "replacement", "answer", "edit", "check")
 
 SMALLEST, LARGEST = 0.005, 0.5
 """Shares of its image between which an object is neither tiny nor most of it."""
-ASKED = 6
-"""Replacements that the detector is asked for in an image at once."""
+TRIED = 6
+"""Replacements of an object that are looked for in its image, or asked for."""
 OVERLAP = 0.3
 """Of what the grounder finds for the new phrase, or for the old one, that must lie in the region to count as there."""
 
@@ -36,17 +37,33 @@ class Plan:
     Args:
         image, region: the place of the object among the row's `key_regions`.
         old: its phrase.
-        answers: for each possible replacement the chosen answer that is true with it, the preferred one first.
         mask: of the object.
+        rest: the phrases of what else the row shows.
+        text: the chosen answer.
+        names: possible replacements, the preferred one first; empty until the server is asked for them.
         rng: of the row.
+        answer: the messages that are true of the edited image.
     """
 
     image: int
     region: int
     old: str
-    answers: dict[str, list[dict[str, Any]]]
     mask: np.ndarray
+    rest: list[str]
+    text: str
     rng: np.random.Generator
+    names: list[str] = field(default_factory=list)
+    answer: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def new(self) -> str:
+        """The replacement."""
+        return self.names[0]
+
+    @property
+    def share(self) -> float:
+        """Of the image that the object covers."""
+        return float(self.mask.mean())
 
 
 class Mirror:
@@ -55,10 +72,12 @@ class Mirror:
     Args:
         pool: what may take an object's place.
         edit: replaces it.
-        example: from an `Example` to (picture, mask) of it.
+        example: from an `Example` to (picture, mask) of it; None where the editor needs none.
         grounder: says what is in an image; None asks nobody, and the rows' own phrases and answers must do.
         choice: as `Pool.candidates` takes it.
         only: phrases in place of those of the data set.
+        names: asked for replacements in place of both, as `Asked.replacements`.
+        writes: asked for answers in place of the rules, as `Asked.answers`.
         seed: of what is drawn.
     """
 
@@ -66,14 +85,16 @@ class Mirror:
         self,
         pool: Pool,
         edit: Editor,
-        example: Callable[[Example], tuple[Image.Image, np.ndarray]],
+        example: Callable[[Example], tuple[Image.Image, np.ndarray]] | None,
         grounder: Any = None,
         choice: str = "rare",
         only: Sequence[str] | None = None,
+        names: Callable[[Sequence[Row], int], list[list[str]]] | None = None,
+        writes: Callable[[Sequence[Row]], list[str]] | None = None,
         seed: int = 0,
     ):
         self.pool, self.edit, self.example, self.grounder = pool, edit, example, grounder
-        self.choice, self.only, self.seed = choice, only, seed
+        self.choice, self.only, self.names, self.writes, self.seed = choice, only, names, writes, seed
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         for row in rows:
@@ -82,13 +103,15 @@ class Mirror:
                 row["plan"] = self._plan(row)
             except Left as error:
                 row["mirror"] = str(error)
-        self._without_what_is_there([row for row in rows if row["plan"]])
-        made = [row for row in rows if row["plan"] and self._edited(row)]
-        self._checked(made)
-        for row in made:
-            if row["mirror"] == MADE:
-                _fill(row)
+        for step in (self._name, self._without_what_is_there, self._answer, self._edit, self._check):
+            planned = [row for row in rows if row["plan"]]
+            for row, reason in zip(planned, step(planned) if planned else (), strict=True):
+                if reason:
+                    row["mirror"], row["plan"] = reason, None
         for row in rows:
+            if row["plan"]:
+                row["mirror"] = MADE
+                _fill(row)
             del row["plan"]
             row.pop("edited", None)
         return rows
@@ -99,86 +122,138 @@ class Mirror:
             raise Left("object: the row has no image")
         if row.get("rejected_images") is not None:
             raise Left("object: the row brings its dispreferred images")
+        texts = [part["text"] for message in row["chosen"] for part in message["content"] if part.get("text")]
+        if len(texts) > 1:
+            raise Left("object: the chosen answer has several parts")
         rng = row_generator(row_digest(row["prompt"], row["pictures"]), self.seed, "mirror")
         places = [(image, place) for image, own in enumerate(row["key_regions"]) for place in range(len(own))]
         reasons = []
         for at in rng.permutation(len(places)).tolist():
             try:
-                image, place = places[at]
-                return self._of_object(row, image, place, rng)
+                return self._of_object(row, *places[at], texts[0], rng)
             except Left as error:
                 reasons.append(str(error))
         farthest = max(reasons, key=lambda reason: STEPS.index(reason.split(":")[0]), default=None)
         raise Left(farthest or "object: no region with a phrase")
 
-    def _of_object(self, row: Row, image: int, place: int, rng: np.random.Generator) -> Plan:
+    def _of_object(self, row: Row, image: int, place: int, text: str, rng: np.random.Generator) -> Plan:
         region, picture = row["key_regions"][image][place], row["pictures"][image]
         old = phrase_of(region)
         if not old:
             raise Left("object: no region with a phrase")
-        if not stands_in(plain_text(row["chosen"]), old):
+        if not stands_in(text, old):
             raise Left("object: no phrase of a region stands in the chosen answer")
-        if stands_in(plain_text(row["prompt"]), old):
+        if speaks_of(_asked(row), head_of(old)):
             raise Left("object: the prompt speaks of it")
-        mask = region_mask([region], picture.height, picture.width)
-        share = float(mask.mean())
-        if not SMALLEST <= share <= LARGEST:
-            raise Left(f"object: it covers {'too little' if share < SMALLEST else 'most'} of the image")
-        own = [phrase_of(one) for some in row["key_regions"] for one in some]
-        rest = [phrase for phrase in dict.fromkeys(own) if phrase and stem(phrase) != stem(old)]
-        names = self.pool.candidates(old, share, rest, self.choice, rng, self.only)
-        names = [name for name in names if not stands_in(plain_text(row["chosen"]), name)]
-        if not names:
-            raise Left("replacement: no other phrase of its number and size class")
-        answers: dict[str, list[dict[str, Any]]] = {}
-        for name in names[:ASKED]:
+        plan = Plan(image, place, old, region_mask([region], picture.height, picture.width), [], text, rng)
+        if not SMALLEST <= plan.share <= LARGEST:
+            raise Left(f"object: it covers {'too little' if plan.share < SMALLEST else 'most'} of the image")
+        plan.rest = _rest(row, plan)
+        if self.names is None:
+            plan.names = self._fitting(row, plan, self.only)
+            if not plan.names:
+                raise Left("replacement: no other phrase of its number and size class")
+        if self.writes is None:
             try:
-                answers[name] = _answer(row["chosen"], old, name)
+                mirrored(text, old, old)
             except Left as error:
                 raise Left(f"answer: {error}") from error
-        return Plan(image, place, old, answers, mask, rng)
+        return plan
 
-    def _without_what_is_there(self, rows: Sequence[Row]) -> None:
-        """Leave out replacements that the grounder finds in the image."""
-        if self.grounder is None or not rows:
-            return
-        found = self.grounder.ground(
-            [row["pictures"][row["plan"].image] for row in rows], [list(row["plan"].answers) for row in rows]
-        )
-        for row, there in zip(rows, found, strict=True):
-            seen = {normal(one.phrase) for one in there if one.phrase}
-            row["plan"].answers = {name: own for name, own in row["plan"].answers.items() if name not in seen}
-            if not row["plan"].answers:
-                row["mirror"], row["plan"] = "replacement: the detector finds all of them in the image", None
+    def _fitting(self, row: Row, plan: Plan, only: Sequence[str] | None) -> list[str]:
+        """The phrases that may replace the object, the preferred one first, as many as are tried."""
+        to_show = only is None or self.example is not None
+        names = self.pool.candidates(plan.old, plan.share, plan.rest, self.choice, plan.rng, only, to_show)
+        asked = _asked(row)
+        return [name for name in names if not (speaks_of(plan.text, name) or speaks_of(asked, head_of(name)))][:TRIED]
 
-    def _edited(self, row: Row) -> bool:
+    def _name(self, rows: Sequence[Row]) -> list[str]:
+        """Ask the server for replacements, where it names them."""
+        if self.names is None:
+            return [""] * len(rows)
+        reasons = []
+        for row, names in zip(rows, self.names(rows, TRIED), strict=True):
+            row["plan"].names = self._fitting(row, row["plan"], names)
+            reasons.append("" if row["plan"].names else f"replacement: {self._unfit(row['plan'], names)}")
+        return reasons
+
+    def _unfit(self, plan: Plan, names: Sequence[str]) -> str:
+        """Why none of the server's replacements can be used: what is wrong with the first."""
+        if not names:
+            return "the endpoint names nothing"
+        if alike(names[0], plan.old):
+            return "the endpoint names the object itself"
+        if is_plural(names[0]) != is_plural(plan.old):
+            return "the endpoint names it in another number"
+        if self.example is not None and not self.pool.of_size(names[0], plan.share):
+            return "the data set has no example of what the endpoint names"
+        return "the endpoint names what the row speaks of"
+
+    def _without_what_is_there(self, rows: Sequence[Row]) -> list[str]:
+        """Leave out replacements that the grounder finds in any of a row's images."""
+        if self.grounder is None:
+            return [""] * len(rows)
+        pictures = [picture for row in rows for picture in row["pictures"]]
+        found = iter(self.grounder.ground(pictures, [row["plan"].names for row in rows for _ in row["pictures"]]))
+        reasons = []
+        for row in rows:
+            seen = {normal(one.phrase) for _ in row["pictures"] for one in next(found) if one.phrase}
+            row["plan"].names = [name for name in row["plan"].names if normal(name) not in seen]
+            reasons.append("" if row["plan"].names else "replacement: the detector finds all of them in the image")
+        return reasons
+
+    def _answer(self, rows: Sequence[Row]) -> list[str]:
+        """Write the answers that are true of the edited images."""
+        replies = [None] * len(rows) if self.writes is None else self.writes(rows)
+        reasons = []
+        for row, reply in zip(rows, replies, strict=True):
+            plan: Plan = row["plan"]
+            try:
+                if reply is None:
+                    made = mirrored(plan.text, plan.old, plan.new)
+                else:
+                    made = checked(reply, plan.text, plan.old, plan.new, plan.rest)
+            except Left as error:
+                reasons.append(f"answer: {error}")
+                continue
+            plan.answer = _with_text(row["chosen"], made)
+            reasons.append("")
+        return reasons
+
+    def _edit(self, rows: Sequence[Row]) -> list[str]:
+        return [self._edited(row) for row in rows]
+
+    def _edited(self, row: Row) -> str:
         plan: Plan = row["plan"]
-        new = next(iter(plan.answers))
-        examples = self.pool.of_size(new, float(plan.mask.mean()))
+        examples = self.pool.of_size(plan.new, plan.share) if self.example is not None else []
         try:
-            example = self.example(examples[int(plan.rng.integers(len(examples)))]) if examples else None
-            picture, place = self.edit(row["pictures"][plan.image], plan.mask, plan.old, new, plan.rng, example)
+            example = None
+            if self.example is not None and examples:
+                example = self.example(examples[int(plan.rng.integers(len(examples)))])
+            row["edited"] = self.edit(row["pictures"][plan.image], plan.mask, plan.old, plan.new, plan.rng, example)
         except (Left, ValueError, OSError) as error:
             # It costs the twin; the row stays.
-            row["mirror"] = f"edit: {error}"
-            return False
-        row["edited"] = new, picture, place
-        row["mirror"] = MADE
-        return True
+            return f"edit: {error}"
+        return ""
 
-    def _checked(self, rows: Sequence[Row]) -> None:
+    def _check(self, rows: Sequence[Row]) -> list[str]:
         """Leave out rows in whose edited image the grounder does not see the new object in the old one's place."""
-        if self.grounder is None or not rows:
-            return
-        asked = [[row["edited"][0], row["plan"].old] for row in rows]
-        found = self.grounder.ground([row["edited"][1] for row in rows], asked)
+        if self.grounder is None:
+            return [""] * len(rows)
+        asked = [[row["plan"].new, row["plan"].old] for row in rows]
+        found = self.grounder.ground([row["edited"][0] for row in rows], asked)
+        reasons = []
         for row, there in zip(rows, found, strict=True):
-            new, _, place = row["edited"]
-            seen = {normal(one.phrase) for one in there if one.phrase and _lies_in(one.mask, place | row["plan"].mask)}
-            if new not in seen:
-                row["mirror"] = "check: the new object is not found in its place"
-            elif row["plan"].old in seen:
-                row["mirror"] = "check: the old object is still found in its place"
+            plan, place = row["plan"], row["edited"][1]
+            seen = {normal(one.phrase) for one in there if one.phrase and _lies_in(one.mask, place | plan.mask)}
+            reasons.append(
+                "check: the new object is not found in its place"
+                if normal(plan.new) not in seen
+                else "check: the old object is still found in its place"
+                if plan.old in seen
+                else ""
+            )
+        return reasons
 
 
 def with_twins(rows: Sequence[Row]) -> list[Row]:
@@ -190,20 +265,37 @@ def _lies_in(mask: np.ndarray, place: np.ndarray) -> bool:
     return bool((mask & place).sum() >= OVERLAP * mask.sum())
 
 
-def _answer(messages: Sequence[Mapping[str, Any]], old: str, new: str) -> list[dict[str, Any]]:
-    """The messages of an answer with the object replaced in every text that names it."""
-    parts = [part["text"] for message in messages for part in message["content"] if part.get("text")]
-    named = [text for text in parts if stands_in(text, old)]
-    if len(named) != 1:
-        raise Left("the object is named in several parts of the answer")
-    made = mirrored(named[0], old, new)
+def _asked(row: Row) -> str:
+    """What stands before the answer: the prompt, and the beginning of a begun answer."""
+    return f"{plain_text(row['prompt'])}\n{row.get(PREFIX) or ''}"
+
+
+def _rest(row: Row, plan: Plan) -> list[str]:
+    """The phrases of the other regions.
+
+    Raises:
+        Left: one of them shows the object too, or lies where the edit would take it away.
+    """
+    rest = []
+    for image, regions in enumerate(row["key_regions"]):
+        for place, region in enumerate(regions):
+            phrase = phrase_of(region)
+            if not phrase or (image, place) == (plan.image, plan.region):
+                continue
+            if alike(phrase, plan.old):
+                raise Left("object: another region shows the same")
+            if image == plan.image and _lies_in(region_mask([region], *plan.mask.shape), plan.mask):
+                raise Left("object: another one lies in its place")
+            rest.append(phrase)
+    return list(dict.fromkeys(rest))
+
+
+def _with_text(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The messages of an answer with another text."""
     return [
         {
             **message,
-            "content": [
-                {**part, "text": made if part.get("text") == named[0] else part.get("text")}
-                for part in message["content"]
-            ],
+            "content": [{**part, "text": text if part.get("text") else None} for part in message["content"]],
         }
         for message in messages
     ]
@@ -211,18 +303,19 @@ def _answer(messages: Sequence[Mapping[str, Any]], old: str, new: str) -> list[d
 
 def _fill(row: Row) -> None:
     """Give the row its counterpart, and make its twin."""
-    plan, (new, picture, place) = row["plan"], row["edited"]
+    plan, (picture, place) = row["plan"], row["edited"]
+    new = plan.new
     changed = {"bytes": _png(picture), "path": None}
     images = [changed if n == plan.image else own for n, own in enumerate(row["images"])]
     regions = [list(own) for own in row["key_regions"]]
     regions[plan.image][plan.region] = {"rle": encode_rle(place), "phrase": new, "score": None}
     words = row.get("keywords")
     twin: Row = {
-        **{name: row[name] for name in ("prompt", "number", "grounded", "mask_area") if name in row},
+        **{name: row[name] for name in ("prompt", PREFIX, "number", "grounded", "mask_area") if name in row},
         "id": f"{row['id']}~mirror",
         "images": images,
         "pictures": [picture if n == plan.image else own for n, own in enumerate(row["pictures"])],
-        "chosen": plan.answers[new],
+        "chosen": plan.answer,
         "rejected": row["chosen"],
         "rejected_images": row["images"],
         "key_regions": regions,
@@ -230,7 +323,7 @@ def _fill(row: Row) -> None:
         "mirror_of": row["id"],
         "mirror": "",
     }
-    row["rejected_images"], row["rejected_image_chosen"], row["twins"] = images, plan.answers[new], [twin]
+    row["rejected_images"], row["rejected_image_chosen"], row["twins"] = images, plan.answer, [twin]
 
 
 def _png(image: Image.Image) -> bytes:
