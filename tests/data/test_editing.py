@@ -8,6 +8,7 @@ import tiny
 import torch
 from datasets import Dataset, load_dataset
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mfpo_trl.cli import main
@@ -80,26 +81,64 @@ def test_a_pipeline_that_is_not_there_is_named(tmp_path):
         Inpainter(str(tmp_path))
 
 
-def source(folder, count=5, bare=()) -> str:
-    rows = [
-        {**row, "id": f"pair {n}", "key_regions": [] if n in bare else [{"box": [4, 4, 20, 20], "phrase": "red dog"}]}
-        for n, row in enumerate(tiny.rows(count))
-    ]
+def source(folder, count=5, bare=(), texts=(), phrases=()) -> str:
+    rows = []
+    for n, row in enumerate(tiny.rows(count)):
+        phrase = phrases[n] if n < len(phrases) else "red dog"
+        row |= {"id": f"pair {n}", "key_regions": [] if n in bare else [{"box": [4, 4, 20, 20], "phrase": phrase}]}
+        if n < len(texts):
+            row["chosen"] = [{**row["chosen"][0], "content": texts[n]}]
+        rows.append(row)
     Dataset.from_list(rows).save_to_disk(folder / "source")
     return str(folder / "source")
 
 
-def test_generated_images_are_stored_and_trained_on_as_they_are(pipeline, tmp_path):
-    """The rest of the row's image is bit-identical, one process builds what two do, and the recipe tells how it was made."""
-    data = source(tmp_path, bare=(2,))
-    options = {"corruption": "generate", "materialize": True, "grounder": "column", "part_rows": 2, "progress": False}
-    kwargs = {"model": pipeline, "num_inference_steps": 2, "prompt": "the room without a {phrase}"}
-    built = [
-        load_dataset(str(run(BuildOptions(data, tmp_path / f"built {n}", corruption_kwargs=kwargs, num_proc=n, **options))),
-                     split="train")
-        for n in (1, 2)
-    ]  # fmt: skip
-    assert built[0]["id"] == ["pair 0", "pair 1", "pair 3", "pair 4"], "a row without a region is set aside"
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[str, str]]:
+    """Prompt and negative prompt of every call of a pipeline, which goes through."""
+    found, call = [], StableDiffusionInpaintPipeline.__call__
+
+    def noted(self, **given):
+        found.append((given["prompt"], given["negative_prompt"]))
+        return call(self, **given)
+
+    monkeypatch.setattr(StableDiffusionInpaintPipeline, "__call__", noted)
+    return found
+
+
+def test_generated_images_are_stored_and_trained_on_as_they_are(pipeline, asked, tmp_path, capsys):
+    """Twins whose object is generated, and rows without a twin whose object is generated away. The rest of an image is
+    bit-identical, one process builds what two do, the recipe tells how it was made, and the pipeline is asked for what the page says."""
+    data = source(
+        tmp_path,
+        bare=(2,),
+        texts=["A red dog near a tree.", "An old cat near a wall.", *["Grass."] * 3],
+        phrases=["red dog", "old cat"],
+    )
+    kwargs = json.dumps({"model": pipeline, "num_inference_steps": 2, "prompt": "the room without a {phrase}"})
+    argv = [
+        "build",
+        "--dataset",
+        data,
+        "--grounder",
+        "column",
+        "--part-rows",
+        "2",
+        "--corruption",
+        "generate",
+        "--materialize",
+    ]
+    argv += ["--corruption-kwargs", kwargs, "--mirror", "--mirror-editor", "generate"]
+    argv += ["--mirror-kwargs", json.dumps({"model": pipeline, "num_inference_steps": 2})]
+    for n in (1, 2):
+        assert main([*argv, "--output", str(tmp_path / f"built {n}"), "--num-proc", str(n)]) == 0, (
+            capsys.readouterr().err
+        )
+    # The second build asked in processes of its own.
+    without = ("the room without a red dog", "red dog")
+    assert asked == [("an old cat", "red dog"), ("a red dog", "old cat"), without, without]
+    built = [load_dataset(str(tmp_path / f"built {n}"), split="train") for n in (1, 2)]
+    assert built[0]["id"] == ["pair 0", "pair 0~mirror", "pair 1", "pair 1~mirror", "pair 3", "pair 4"]
     reject = json.loads((tmp_path / "built 1" / "rejects.jsonl").read_text())
     assert reject == {
         "row": 2,
@@ -110,9 +149,42 @@ def test_generated_images_are_stored_and_trained_on_as_they_are(pipeline, tmp_pa
             np.asarray(to_rgb(own)) for own in (*row["images"], *row["rejected_images"], *other["rejected_images"])
         ]
         differs = (images[0] != images[1]).any(axis=2)
-        assert differs.any() and not differs[20:].any() and not differs[:, 20:].any()
+        assert differs[4:20, 4:20].any() and not differs[20:].any() and not differs[:, 20:].any()
+        assert not differs[:4].any() and not differs[:, :4].any()
         assert (images[1] == images[2]).all()
-        assert json.loads(row["corruption"])["kwargs"]["prompt"] == "the room without a {phrase}"
+        recipe = json.loads(row["corruption"])
+        assert recipe == {"corruption": "none"} or recipe["kwargs"]["prompt"] == "the room without a {phrase}"
+    sheet = str(tmp_path / "sheet.png")
+    assert main(["preview", str(tmp_path / "built 1"), "--n", "6", "--output", sheet]) == 0
+    assert Image.open(sheet).width > 100
+
+
+def test_what_a_pipeline_is_asked_for_without_a_prompt_and_with_templates(pipeline, asked, tmp_path):
+    """By default an empty background in place of the object; for twins, both phrases in any words."""
+    data = source(
+        tmp_path, 2, texts=["A red dog near a tree.", "An old cat near a wall."], phrases=["red dog", "old cat"]
+    )
+    options = {"grounder": "column", "progress": False, "corruption": "generate", "materialize": True}
+    own = {"model": pipeline, "num_inference_steps": 1}
+    run(BuildOptions(data, tmp_path / "plain", corruption_kwargs=own, **options))
+    assert asked == [("empty background", "red dog"), ("empty background", "old cat")]
+    asked.clear()
+    own = {**own, "prompt": "a photo of {phrase}, no {old}", "negative_prompt": "blurred {old}"}
+    run(
+        BuildOptions(
+            data,
+            tmp_path / "twins",
+            mirror=True,
+            mirror_editor="generate",
+            mirror_kwargs=own,
+            grounder="column",
+            progress=False,
+        )
+    )
+    assert asked == [
+        ("a photo of an old cat, no red dog", "blurred red dog"),
+        ("a photo of a red dog, no old cat", "blurred old cat"),
+    ]
 
 
 def test_a_ladder_is_stored_in_columns_of_its_own(tmp_path):
