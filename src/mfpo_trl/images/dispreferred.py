@@ -97,7 +97,7 @@ class DispreferredImages:
         makes = start.corruption not in (NO_CORRUPTION, GENERATE)
         recipe = Recipe(
             start.corruption,
-            {**start.kwargs, **self.kwargs} if makes else {},
+            {**start.kwargs, **(self.kwargs if makes else {})},
             self.region if self.region != "auto" else start.region,
             start.seed if self.seed is None else self.seed,
         )

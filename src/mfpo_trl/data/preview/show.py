@@ -213,7 +213,7 @@ def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: i
         raise ValueError(f"the data set in {str(folder)!r} has no row")
     twins = set() if samples else rows.twins()
     drawn = draw_rows(len(rows), n, seed)
-    if twins:
+    if twins and n < len(rows):
         drawn = beside_twins(draw_rows(len(rows), -(-n // 2), seed), twins)[:n]
     title = (
         f"{folder.resolve().name}: {len(drawn)} of {len(rows)} {'prompts with their answers' if samples else 'rows'}"
