@@ -15,7 +15,7 @@ from test_mirror import asking, contents, helpful, source, told
 from mfpo_trl.cli import main
 from mfpo_trl.data.build import run
 from mfpo_trl.data.mirror.answer import checked
-from mfpo_trl.data.mirror.asked import ANSWER, named
+from mfpo_trl.data.mirror.asked import ANSWER, REPLACEMENT, named
 from mfpo_trl.data.mirror.words import Left
 from mfpo_trl.demo.scoring import mentions
 from mfpo_trl.endpoint import EndpointError
@@ -263,6 +263,7 @@ def test_mistakes(arguments, said, path, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_prompt_is_that_of_the_page():
+def test_the_prompts_are_those_of_the_page():
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    assert ANSWER.splitlines()[4].partition(".")[0] in page
+    for prompt in (REPLACEMENT, ANSWER):
+        assert "> " + " ".join(prompt.partition('"{answer}"')[2].split()) in page
