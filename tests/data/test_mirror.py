@@ -1,5 +1,6 @@
 """Mirror rows: answers that stay true by rule, rows and their twins, each step counted, and who reads which."""
 
+import io
 import json
 import logging
 import re
@@ -10,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from datasets import Dataset, load_dataset
+from datasets import Dataset, List, load_dataset
+from datasets import Image as Features
 from PIL import Image
 from stand_in_chat import StandInChat, text_of
 
@@ -21,13 +23,16 @@ import mirror_rows
 from mfpo_trl import MFPOConfig
 from mfpo_trl.cli import main
 from mfpo_trl.data.build import BuildOptions, run
+from mfpo_trl.data.grounding.grounders import Grounded
 from mfpo_trl.data.mirror.answer import mirrored
 from mfpo_trl.data.mirror.edits import build_editor, transplant
-from mfpo_trl.data.mirror.pool import Example, Pool, normal, stem
+from mfpo_trl.data.mirror.pool import Example, Pool, alike, normal, stem
+from mfpo_trl.data.mirror.stage import Mirror
 from mfpo_trl.data.mirror.words import Left, article, is_counted, is_plural
 from mfpo_trl.demo.pairs import preference_row
 from mfpo_trl.demo.scenes import COLOURS, SHAPES, caption_of, make_scenes
 from mfpo_trl.demo.scoring import mentions
+from mfpo_trl.images.regions import encode_rle, region_mask
 from mfpo_trl.rows.schema import plain_text, to_rgb
 from mfpo_trl.train.heldout import hold_out
 from mfpo_trl.train.mirrors import read_by_objective
@@ -39,7 +44,21 @@ from mfpo_trl.train.mirrors import read_by_objective
     ("text", "old", "new", "made"),
     [
         ("A red car stands beside a tall tree.", "tall tree", "apple tree", "A red car stands beside an apple tree."),
-        ("An umbrella lies near a dog.", "umbrella", "hat", "A hat lies near a dog."),
+        ("No cats, but a dog near a tree.", "dog", "owl", "No cats, but an owl near a tree."),
+        ("A dog and a cat are on a couch.", "dog", "hat", "A hat and a cat are on a couch."),
+        ("A dog can be seen in the park.", "dog", "cat", "A cat can be seen in the park."),
+        ("A dog is visible.", "dog", "cat", "A cat is visible."),
+        ("A man sitting on a chair.", "chair", "bench", "A man sitting on a bench."),
+        ("A man next to a dog.", "dog", "hat", "A man next to a hat."),
+        ("A dog to the left of the car.", "car", "owl", "A dog to the left of the owl."),
+        ("There is a TV on the wall.", "tv", "clock", "There is a clock on the wall."),
+        ("A TV on the wall. The TV is there.", "tv", "clock", "A clock on the wall. The clock is there."),
+        ("A clock on the wall.", "clock", "TV", "A TV on the wall."),
+        ("A T-shirt on a bed.", "t-shirt", "hat", "A hat on a bed."),
+        ('"A dog" near the tree.', "dog", "owl", '"An owl" near the tree.'),
+        ("A dog, a ball, and a man walks by.", "dog", "owl", "An owl, a ball, and a man walks by."),
+        ("A dog near a tree.\nThe dog is on grass.", "dog", "owl", "An owl near a tree.\nThe owl is on grass."),
+        ("There are dogs near a tree. Some dogs are in the water.", "dogs", "cats", "There are cats near a tree. Some cats are in the water."),
         ("An umbrella near a dog.", "umbrella", "hat", "A hat near a dog."),
         ("Umbrellas and a dog.", "umbrellas", "hats", "Hats and a dog."),
         ("a red circle , a blue circle , a green cross .", "red circle", "green square", "a green square , a blue circle , a green cross ."),
@@ -51,11 +70,6 @@ from mfpo_trl.train.mirrors import read_by_objective
     ],
 )  # fmt: skip
 def test_every_mention_is_replaced_and_the_article_agrees(text, old, new, made):
-    if made.startswith("A hat lies"):
-        # "lies" says what it does.
-        with pytest.raises(Left):
-            mirrored(text, old, new)
-        return
     assert mirrored(text, old, new) == made
 
 
@@ -81,6 +95,33 @@ def test_every_mention_is_replaced_and_the_article_agrees(text, old, new, made):
         ("A dog near other dogs.", "dog", "another number"),
         ("A dog near a tree. It looks happy.", "dog", "a pronoun"),
         ("A red ball, and a ball of wool.", "red ball", "another one of the kind"),
+        ("An umbrella lies near a dog.", "umbrella", "what it is or does"),
+        ("This is not a dog.", "dog", "denies"),
+        ("There isn't a dog on the mat.", "dog", "denies"),
+        ("There is no cat or dog.", "dog", "denies"),
+        ("A dog, sleeping on the couch.", "dog", "what it is or does"),
+        ("A dog, which is brown.", "dog", "what it is or does"),
+        ("A dog (brown) near a tree.", "dog", "what it is or does"),
+        ("A dog and a cat sitting on a couch.", "dog", "what it is or does"),
+        ("A dog and a cat are playing.", "dog", "what it is or does"),
+        ("A dog can run.", "dog", "what it is or does"),
+        ("A dog seems happy.", "dog", "what it is or does"),
+        ("A dog also sits here.", "dog", "what it is or does"),
+        ("A dog is also running.", "dog", "what it is or does"),
+        ("A dog is seen running.", "dog", "what it is or does"),
+        ("The tail of the dog.", "dog", "a part or a number"),
+        ("A pair of dogs.", "dogs", "a part or a number"),
+        ("A man riding on a horse.", "horse", "is done with"),
+        ("A man playing with a dog.", "dog", "is done with"),
+        ("A dog near a tree. A dog on a mat.", "dog", "another one of the kind"),
+        ("Another dog near a tree.", "dog", "another one of the kind"),
+        ("A dog near a tree. The animal sleeps.", "dog", "another name"),
+        ("Two animals: a dog and a cat.", "dog", "another name"),
+        ("There is water on the table.", "water", "is not counted"),
+        ("A pair of scissors.", "scissors", "is not counted"),
+        ("Ein Hund liegt vor einem Baum.", "Hund", "longer one"),
+        ("一只狗", "狗", "does not name"),
+        ("A salt & pepper set.", "salt & pepper", "does not name"),
     ],
 )
 def test_what_need_not_be_true_of_the_other_is_left_out(text, old, reason):
@@ -92,6 +133,10 @@ def test_words_and_articles():
     assert [article(word) for word in ("apple", "unicorn", "umbrella", "hour", "European", "one-way sign", "cat", "useful box")] == [
         "an", "a", "an", "an", "a", "a", "a", "a"
     ]  # fmt: skip
+    assert {article(word) for word in ("RV", "SUV", "mp3 player", "x-ray", "LED lamp", "8-ball", "urn")} == {"an"}
+    assert {article(word) for word in ("utensil", "urinal", "ukulele", "UFO", "USB stick", "TV", "fan", "hat")} == {
+        "a"
+    }
     assert (normal("The red Cars"), stem("The red Cars"), is_plural("red cars"), is_plural("glass")) == (
         "red cars", "red car", True, False
     )  # fmt: skip
@@ -150,6 +195,17 @@ def test_rare_comes_before_usual():
         pool().candidates("cat", 0.1, ["ball"], "uniform", np.random.default_rng(seed))[0] for seed in range(30)
     }
     assert uniform == {"dog", "hat", "owl", "tree"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("car", "cars", True), ("The car", "red car", True), ("red car", "car", True), ("red car", "blue car", False),
+        ("car", "cart", False), ("T-shirt", "t-shirts", True), ("dog", "cat", False),
+    ],
+)  # fmt: skip
+def test_phrases_of_which_one_says_no_more_than_the_other(one, other, same):
+    assert alike(one, other) == alike(other, one) == same
 
 
 # Edits
@@ -266,8 +322,6 @@ def test_a_row_and_its_twin(built):
         place = next(
             own for own, other in zip(twin["key_regions"][0], row["key_regions"][0], strict=True) if own != other
         )
-        from mfpo_trl.images import region_mask
-
         assert not changed[~region_mask([place], 48, 48)].any()
     report = json.loads((built[1] / "report.json").read_text())["mirror"]
     assert report == {
@@ -317,6 +371,143 @@ def everywhere(images, phrases):
         [(np.ones(image.size[::-1], dtype=bool), own, 1.0) for own in some]
         for image, some in zip(images, phrases, strict=True)
     ]
+
+
+def shown(text, regions, pictures=1, **changes):
+    """A row between regions and corruption: `regions` are (phrase, box, image)."""
+    masks = np.zeros((len(regions), 32, 40), dtype=bool)
+    own: list[list] = [[] for _ in range(pictures)]
+    for mask, (phrase, (x0, y0, x1, y1), image) in zip(masks, regions, strict=True):
+        mask[y0:y1, x0:x1] = True
+        own[image].append({"rle": encode_rle(mask), "phrase": phrase, "score": None})
+    images = [tiny.picture(n) for n in range(pictures)]
+    row = {
+        "id": "a",
+        "number": 0,
+        "images": [{"bytes": b"", "path": None}] * pictures,
+        "pictures": images,
+        "key_regions": own,
+    }
+    texts = {
+        "prompt": changes.pop("prompt", "describe"),
+        "chosen": text,
+        "rejected": changes.pop("rejected", "a zebra"),
+    }
+    for name, said in texts.items():
+        row[name] = [{"role": "user", "content": [{"type": "text", "text": said}]}]
+    return {**row, "keywords": ["dog"], "grounded": True, "mask_area": 0.5, "rejected_images": None, **changes}
+
+
+def painted(image, region, old, new, rng, example):
+    """An editor that paints the region black."""
+    return Image.fromarray(np.where(region[..., None], 0, np.asarray(image)).astype(np.uint8)), region
+
+
+def spread(image, region, old, new, rng, example):
+    return image, np.ones_like(region)
+
+
+def made_of(row, only=("cat",), edit=painted, grounder=None):
+    return Mirror(Pool(), edit, None, grounder, only=list(only))([row])[0]
+
+
+DOG, HAT = ("dog", (4, 4, 16, 16), 0), ("hat", (24, 4, 36, 16), 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "only", "reason"),
+    [
+        (shown("A dog near a big hat.", [DOG, HAT]), ["cat"], "made"),
+        (shown("A dog near a big hat.", [DOG, HAT], rejected="A cat near a hat."), ["cat"], "made"),
+        (shown("A dog near a big hat.", [DOG, HAT], answer_prefix="A tree. "), ["cat"], "made"),
+        (shown("Only a dog.", [DOG], prompt="Is there a cat?"), ["cat", "black cat"], "replacement: no other phrase"),
+        (shown("Only a dog.", [DOG], prompt="Are there cats?"), ["cat"], "replacement: no other phrase"),
+        (shown("A dog. There are no cats.", [DOG]), ["cat"], "replacement: no other phrase"),
+        (shown("A dog near a hat.", [DOG, HAT]), ["dog", "small dog", "cats", "red hat"], "replacement: no other phrase"),
+        (shown("A dog.", [DOG], answer_prefix="The cat is here. "), ["cat"], "replacement: no other phrase"),
+        (shown("The dog is there.", [DOG], answer_prefix="A dog. "), ["cat"], "object: the prompt speaks of it"),
+        (shown("A dog.", [DOG], prompt="Where are the dogs?"), ["cat"], "object: the prompt speaks of it"),
+        (shown("A red ball.", [("red ball", *DOG[1:])], prompt="What colour has the ball?"), ["cat"], "object: the prompt speaks of it"),
+        (shown("A dog.", [DOG, ("dog", *HAT[1:])]), ["cat"], "object: another region shows the same"),
+        (shown("A dog.", [DOG, ("brown dog", *HAT[1:])]), ["cat"], "object: another region shows the same"),
+        (shown("A dog.", [DOG, ("dogs", HAT[1], 1)], 2), ["cat"], "object: another region shows the same"),
+        (shown("A dog with.", [DOG, ("collar", (6, 6, 10, 10), 0)]), ["cat"], "object: another one lies in its place"),
+        (shown("A dog.", [DOG], chosen=[{"role": "assistant", "content": [{"text": "A dog."}, {"text": "It barks."}]}]), ["cat"], "object: the chosen answer has several parts"),
+    ],
+)  # fmt: skip
+def test_what_may_be_replaced_by_what(row, only, reason):
+    found = made_of(dict(row), only)
+    assert found["mirror"].startswith(reason)
+    if reason != "made":
+        assert found["twins"] == [] and found["rejected_images"] is None and "rejected_image_chosen" not in found
+        return
+    twin = found["twins"][0]
+    assert (
+        plain_text(twin["chosen"]) == "A cat near a big hat."
+        and plain_text(twin["rejected"]) == "A dog near a big hat."
+    )
+    assert twin.get("answer_prefix") == row.get("answer_prefix") and twin["keywords"] == ["cat"]
+    assert twin["mask_area"] == pytest.approx(2 * 144 / 1280)
+
+
+def test_a_new_object_that_covers_another_one_is_left_out():
+    assert (
+        made_of(shown("A dog near a hat.", [DOG, HAT]), edit=spread)["mirror"]
+        == "edit: the new object covers another one"
+    )
+
+
+def test_of_several_images_one_is_edited_and_all_are_looked_at():
+    """The object is in the second; a cat in the first would make the answer true of what was there before."""
+
+    class Seeing:
+        def __init__(self, first):
+            self.first, self.asked = first, []
+
+        def ground(self, images, phrases):
+            self.asked.append([list(own) for own in phrases])
+            if len(images) == 2:
+                return [[Grounded(np.ones((32, 40), bool), own, 1.0) for own in self.first], []]
+            mask = np.zeros((32, 40), bool)
+            mask[4:16, 4:16] = True
+            return [[Grounded(mask, "cat", 1.0)]]
+
+    row = shown("A dog near a big hat.", [("dog", DOG[1], 1), HAT], 2)
+    blind, sees = Seeing([]), Seeing(["cat"])
+    found, twin = (own := made_of(dict(row), grounder=blind)), own["twins"][0]
+    assert found["mirror"] == "made" and blind.asked == [[["cat"], ["cat"]], [["cat", "dog"]]]
+    assert twin["images"][0] is row["images"][0] and twin["rejected_images"] == row["images"]
+    after = np.asarray(to_rgb(twin["images"][1]))
+    assert not after[4:16, 4:16].any() and [own[0]["phrase"] for own in twin["key_regions"]] == ["hat", "cat"]
+    made_of(dict(row), grounder=sees)
+    assert made_of(dict(row), grounder=sees)["mirror"] == "replacement: the detector finds all of them in the image"
+
+
+def as_mode(mode: str) -> Image.Image:
+    pixels = np.asarray(tiny.picture(1, 48, 48))
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    if mode == "RGBA":
+        return Image.fromarray(np.dstack([pixels, np.full((48, 48), 255, np.uint8)]))
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "I;16", "CMYK"])
+def test_images_of_any_mode(mode, tmp_path):
+    """The edited image is what a viewer shows, in RGB; outside of bounds nothing changes, and the source's bytes stay."""
+    file = io.BytesIO()
+    as_mode(mode).save(file, "TIFF" if mode == "CMYK" else "PNG")
+    texts = {"key_regions": [{**BOX, "phrase": "dog"}], "chosen": "a dog .", "keywords": ["dog"]}
+    path = source(tmp_path, 4, images=[{"bytes": file.getvalue(), "path": None}], **texts)
+    folder = run(options(path, tmp_path / "built", mirror_editor="transplant"))
+    row, twin = (
+        load_dataset(str(folder), split="train").cast_column("images", List(Features(decode=False))).select([0, 1])
+    )
+    assert row["images"][0]["bytes"] == file.getvalue() and twin["mirror_of"] == row["id"]
+    before, after = np.asarray(to_rgb(file.getvalue())), to_rgb(twin["images"][0])
+    assert after.mode == "RGB" and after.size == (48, 48)
+    differs = (before != np.asarray(after)).any(axis=2)
+    assert differs[2:14, 2:14].any() and not differs[14:].any() and not differs[:, 14:].any()
 
 
 BOX = {"box": [2.0, 2.0, 14.0, 14.0]}

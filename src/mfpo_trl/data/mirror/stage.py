@@ -1,7 +1,7 @@
 """The stage of a build that gives rows their twins: object, replacement, answer, edit, check."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ OVERLAP = 0.3
 """Of what the grounder finds for the new phrase, or for the old one, that must lie in the region to count as there."""
 
 MADE = "made"
+NO_PHRASE = "object: no region with a phrase"
+NOT_NAMED = "object: no phrase of a region stands in the chosen answer"
 
 
 @dataclass
@@ -133,16 +135,15 @@ class Mirror:
                 return self._of_object(row, *places[at], texts[0], rng)
             except Left as error:
                 reasons.append(str(error))
-        farthest = max(reasons, key=lambda reason: STEPS.index(reason.split(":")[0]), default=None)
-        raise Left(farthest or "object: no region with a phrase")
+        raise Left(max(reasons, key=_how_far, default=NO_PHRASE))
 
     def _of_object(self, row: Row, image: int, place: int, text: str, rng: np.random.Generator) -> Plan:
         region, picture = row["key_regions"][image][place], row["pictures"][image]
         old = phrase_of(region)
         if not old:
-            raise Left("object: no region with a phrase")
+            raise Left(NO_PHRASE)
         if not stands_in(text, old):
-            raise Left("object: no phrase of a region stands in the chosen answer")
+            raise Left(NOT_NAMED)
         if speaks_of(_asked(row), head_of(old)):
             raise Left("object: the prompt speaks of it")
         plan = Plan(image, place, old, region_mask([region], picture.height, picture.width), [], text, rng)
@@ -225,16 +226,19 @@ class Mirror:
 
     def _edited(self, row: Row) -> str:
         plan: Plan = row["plan"]
-        examples = self.pool.of_size(plan.new, plan.share) if self.example is not None else []
         try:
-            example = None
-            if self.example is not None and examples:
-                example = self.example(examples[int(plan.rng.integers(len(examples)))])
-            row["edited"] = self.edit(row["pictures"][plan.image], plan.mask, plan.old, plan.new, plan.rng, example)
+            row["edited"] = self.edit(
+                row["pictures"][plan.image], plan.mask, plan.old, plan.new, plan.rng, self._drawn_example(plan)
+            )
         except (Left, ValueError, OSError) as error:
             # It costs the twin; the row stays.
             return f"edit: {error}"
-        return ""
+        covered = any(_lies_in(other, row["edited"][1]) for other in _others(row, plan))
+        return "edit: the new object covers another one" if covered else ""
+
+    def _drawn_example(self, plan: Plan) -> tuple[Image.Image, np.ndarray] | None:
+        examples = self.pool.of_size(plan.new, plan.share) if self.example is not None else []
+        return self.example(examples[int(plan.rng.integers(len(examples)))]) if self.example and examples else None
 
     def _check(self, rows: Sequence[Row]) -> list[str]:
         """Leave out rows in whose edited image the grounder does not see the new object in the old one's place."""
@@ -265,6 +269,10 @@ def _lies_in(mask: np.ndarray, place: np.ndarray) -> bool:
     return bool((mask & place).sum() >= OVERLAP * mask.sum())
 
 
+def _how_far(reason: str) -> tuple[int, int]:
+    return STEPS.index(reason.split(":")[0]), (NO_PHRASE, NOT_NAMED, reason).index(reason)
+
+
 def _asked(row: Row) -> str:
     """What stands before the answer: the prompt, and the beginning of a begun answer."""
     return f"{plain_text(row['prompt'])}\n{row.get(PREFIX) or ''}"
@@ -276,18 +284,24 @@ def _rest(row: Row, plan: Plan) -> list[str]:
     Raises:
         Left: one of them shows the object too, or lies where the edit would take it away.
     """
-    rest = []
-    for image, regions in enumerate(row["key_regions"]):
-        for place, region in enumerate(regions):
-            phrase = phrase_of(region)
-            if not phrase or (image, place) == (plan.image, plan.region):
-                continue
-            if alike(phrase, plan.old):
-                raise Left("object: another region shows the same")
-            if image == plan.image and _lies_in(region_mask([region], *plan.mask.shape), plan.mask):
-                raise Left("object: another one lies in its place")
-            rest.append(phrase)
+    places = [
+        (phrase_of(region), (image, place) == (plan.image, plan.region))
+        for image, regions in enumerate(row["key_regions"])
+        for place, region in enumerate(regions)
+    ]
+    rest = [phrase for phrase, own in places if phrase and not own]
+    if any(alike(phrase, plan.old) for phrase in rest):
+        raise Left("object: another region shows the same")
+    if any(_lies_in(other, plan.mask) for other in _others(row, plan)):
+        raise Left("object: another one lies in its place")
     return list(dict.fromkeys(rest))
+
+
+def _others(row: Row, plan: Plan) -> Iterator[np.ndarray]:
+    """The masks of the other things that the object's image shows."""
+    for place, region in enumerate(row["key_regions"][plan.image]):
+        if place != plan.region and phrase_of(region):
+            yield region_mask([region], *plan.mask.shape)
 
 
 def _with_text(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
@@ -311,7 +325,7 @@ def _fill(row: Row) -> None:
     regions[plan.image][plan.region] = {"rle": encode_rle(place), "phrase": new, "score": None}
     words = row.get("keywords")
     twin: Row = {
-        **{name: row[name] for name in ("prompt", PREFIX, "number", "grounded", "mask_area") if name in row},
+        **{name: row[name] for name in ("prompt", PREFIX, "number", "grounded") if name in row},
         "id": f"{row['id']}~mirror",
         "images": images,
         "pictures": [picture if n == plan.image else own for n, own in enumerate(row["pictures"])],
@@ -320,10 +334,17 @@ def _fill(row: Row) -> None:
         "rejected_images": row["images"],
         "key_regions": regions,
         "keywords": words and [new if normal(word) == plan.old else word for word in words],
+        "mask_area": _covered(regions, row["pictures"]),
         "mirror_of": row["id"],
         "mirror": "",
     }
     row["rejected_images"], row["rejected_image_chosen"], row["twins"] = images, plan.answer, [twin]
+
+
+def _covered(regions: Sequence[Sequence[Any]], pictures: Sequence[Image.Image]) -> float:
+    """The share of the area of all pictures that regions cover."""
+    covered = [region_mask(own, one.height, one.width).sum() for own, one in zip(regions, pictures, strict=True)]
+    return float(sum(covered) / sum(one.width * one.height for one in pictures))
 
 
 def _png(image: Image.Image) -> bytes:
