@@ -153,6 +153,10 @@ def test_generated_images_are_stored_and_trained_on_as_they_are(pipeline, asked,
         assert (images[1] == images[2]).all()
         recipe = json.loads(row["corruption"])
         assert recipe == {"corruption": "none"} or recipe["kwargs"]["prompt"] == "the room without a {phrase}"
+    card = (tmp_path / "built 1" / "README.md").read_text()
+    assert "| of them twins, with an edited image | 2 |" in card and "(`generate`)" in card and "(by rule)" in card
+    told = [json.dumps(list(built[0]["corruption"])), card, (tmp_path / "built 1" / "report.json").read_text()]
+    assert all(str(tmp_path.parent) not in own and '"model": "model"' in own.replace("\\", "") for own in told)
     sheet = tmp_path / "sheet.html"
     assert main(["preview", str(tmp_path / "built 1"), "--n", "6", "--output", str(sheet)]) == 0
     assert "6 of 6 rows" in sheet.read_text() and sheet.read_text().count("the room without a {phrase}") == 2

@@ -59,6 +59,7 @@ def test_a_server_names_and_writes(path, server, tmp_path):
     assert {one["body"]["model"] for one in server.seen} == {"writer"}
     assert all(one["body"]["temperature"] == 0 for one in server.seen)
     assert report["options"]["served_model"] == "writer" and server.url not in json.dumps(report)
+    assert "with its name replaced (written by writer)" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["replacement", "answer"])

@@ -247,6 +247,7 @@ class BuildOptions:
         """What decides the parts' content."""
         kept = {own.name: getattr(self, own.name) for own in fields(self) if own.name not in ELSEWHERE}
         kept |= {"keywords": asdict(self.keywords), "difficulty": self.scorer, "corruption_kwargs": self.recipe_kwargs}
+        kept["mirror_kwargs"] = self.generate_kwargs if self.mirror_editor == GENERATE else None
         if (phrases := Path(self.mirror_replacement)).is_file():
             # A file counts by what is in it.
             kept["mirror_replacement"] = {

@@ -232,7 +232,11 @@ class Corrupt:
         elif needs_outside(made.corruption) and row["pictures"] and row["mask_area"] >= 1:
             what = "no region was found" if not row["grounded"] else "the regions cover the whole image"
             return Rejected(f"{what}, and corruption {made.corruption!r} needs something around a region")
-        recipe = {"corruption": made.corruption, "kwargs": dict(made.kwargs), "seed": made.seed, "region": region}
+        kwargs = dict(made.kwargs)
+        if self.fill is not None and Path(kwargs["model"]).exists():
+            # Nobody makes these images again, and where a pipeline lies is nobody else's business.
+            kwargs["model"] = Path(kwargs["model"]).resolve().name
+        recipe = {"corruption": made.corruption, "kwargs": kwargs, "seed": made.seed, "region": region}
         row["corruption"] = json.dumps(recipe, sort_keys=True)
         for variant in range(1, self.stored + 1):
             images = made(row, row["pictures"], variant) if self.fill is None else self._filled(row)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ... import hub
 from ...card import hub_id, plain
+from ..mirror import STEPS
 from .citations import CONVENTIONS, CORRUPTIONS, DIFFICULTIES, GROUNDERS, KEYWORDS, PAPERS, PUBLISHED
 from .licence import licence_of, source_name
 from .parts import replace
@@ -43,6 +44,7 @@ def card(options: Any, report: Mapping[str, Any], section: str = "") -> str:
     bibtex = "\n\n".join(
         PAPERS[key].bibtex for key in dict.fromkeys(key for _, keys in papers.values() for key in keys)
     )
+    twins, about_twins = _twins(options, report)
     return f"""---
 {yaml.safe_dump({**licence, **HEAD}, sort_keys=False)}---
 
@@ -55,14 +57,14 @@ mfpo_trl {report["options"]["version"]} with `mfpo build`.
 |---|---|
 | rows of the source | {report["rows_in"]} |
 | rows | {report["rows_out"]}, {report["with_images"]} of them with images |
-| rejected | {report["rejected"]} |
+{twins}| rejected | {report["rejected"]} |
 | nothing grounded, so that the whole image is corrupted | {failed} |
 | share of the image under the regions, quantiles | {quantiles or "-"} |
 | key words a row | {report["keywords_per_row"]:.1f} |
 
 `key_regions` are COCO run-length encodings, one list for each image, with the phrase that was grounded and its score, if any.
 `corruption` is the recipe of the dispreferred image; `rejected_images`, where the column is there, are those images as PNG.
-Images are the bytes of the source. `stage` is 0 for the easiest rows by `difficulty`.
+Images are the bytes of the source{about_twins} `stage` is 0 for the easiest rows by `difficulty`.
 
 {section}
 ## Options
@@ -86,6 +88,18 @@ before you share them.
 {bibtex}
 ```
 """
+
+
+def _twins(options: Any, report: Mapping[str, Any]) -> tuple[str, str]:
+    """The line of the table and the sentence about edited images, both of a build without any too."""
+    if "mirror" not in report:
+        return "", "."
+    by = f"written by {plain(options.served_model)}" if options.mirror_answer == "endpoint" else "by rule"
+    said = (
+        f", but for rows with `mirror_of`, twins of the rows with that id: in their image one object was replaced by another one (`{options.mirror_editor}`), "
+        f"and their `chosen` is that row's with its name replaced ({by})."
+    )
+    return f"| of them twins, with an edited image | {report['mirror'][STEPS[-1]]} |\n", said
 
 
 def cited(options: Any, source: str) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -198,6 +198,8 @@ def _commonest(reports: Sequence[Mapping[str, Any]]) -> str:
 
 def without_folder(value: Any) -> Any:
     """A local path by its name only: where it lies is nobody else's business, and the report goes to the Hub."""
+    if isinstance(value, Mapping):
+        return {name: without_folder(own) for name, own in value.items()}
     is_path = isinstance(value, str) and value and (Path(value).exists() or value.startswith(("/", "./", "../", "~")))
     return Path(value).resolve().name if is_path else value
 
