@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 from stand_in_chat import KEY, StandInChat, text_of
-from test_mirror import asking, contents, helpful, source, told
+from test_mirror import asking, contents, helpful, options, source, told
 
 from mfpo_trl.cli import main
 from mfpo_trl.data.build import run
@@ -97,9 +97,9 @@ def test_what_a_server_said_before_it_failed_is_kept(path, server, tmp_path, cap
 
 
 def test_a_killed_build_asks_for_nothing_twice(path, server, tmp_path):
-    clean = contents(run(asking(path, tmp_path / "clean", server)))
-    before, server.pause = len(server.seen), 0.05
-    own = asking(path, tmp_path / "built", server, concurrency=1, timeout=60.0)
+    """Killed while a request is under way; what was kept by then is not asked for again."""
+    server.pause = 0.02
+    own = asking(path, tmp_path / "built", server, timeout=60.0)
     child = os.fork()
     if not child:
         try:
@@ -107,14 +107,30 @@ def test_a_killed_build_asks_for_nothing_twice(path, server, tmp_path):
         finally:
             os._exit(1)
     until = time.monotonic() + 60
-    while len(server.seen) < before + 14 and time.monotonic() < until:
+    while len(server.seen) < 14 and time.monotonic() < until:
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    server.pause = 0.0
-    assert contents(run(own)) == clean
-    asked = Counter(text_of(one["body"]) for one in server.seen[before:])
-    assert len(asked) == 24 and sum(asked.values()) <= 25, "the request under way, at most"
+    work = tmp_path / "built" / "build"
+    kept = [line for own in work.glob("*-mirror.jsonl") for line in own.read_bytes().splitlines(True)]
+    whole = sum(line.endswith(b"\n") for line in kept)
+    before, server.pause = len(server.seen), 0.0
+    assert 0 < whole < 24 and not (tmp_path / "built" / "data").exists()
+    built = contents(run(own))
+    assert len(server.seen) - before == 24 - whole
+    assert built == contents(run(asking(path, tmp_path / "clean", server)))
+
+
+def test_regions_may_be_found_in_the_same_build(path, server, tmp_path):
+    """The rows bring none, and what replaces an object and how it looks comes from elsewhere."""
+    bare = tmp_path / "bare.parquet"
+    load_dataset("parquet", data_files=str(path), split="train").remove_columns("key_regions").to_parquet(bare)
+    folder = run(asking(bare, tmp_path / "built", server, grounder="mirror_rows:see"))
+    report = json.loads((folder / "report.json").read_text())["mirror"]
+    assert 0 < report["check"] <= report["object"] <= 12 and report["rows"] == 12
+    assert sum(report["left_out_by_reason"].values()) == 12 - report["check"]
+    with pytest.raises(ValueError, match="run mfpo build without --mirror first"):
+        run(options(bare, tmp_path / "pool", grounder="mirror_rows:see"))
 
 
 UNUSABLE = {

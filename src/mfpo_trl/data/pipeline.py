@@ -405,8 +405,9 @@ class Pipeline:
 
             fill = Inpainter(options.pop("model"), self.device)
         asked = Asked(own.server, self._kept_answers) if own.endpoint else None
+        needed = own.mirror_replacement == "pool" or own.mirror_editor == "transplant"
         return Mirror(
-            Pool.of(self.rows, self.count, self.source, self.roots),
+            Pool.of(self.rows, self.count, self.source, self.roots, needed),
             build_editor(own.mirror_editor, fill, options),
             self._example if own.mirror_editor == "transplant" else None,
             grounder if own.detects else None,

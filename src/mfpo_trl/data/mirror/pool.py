@@ -45,7 +45,7 @@ class Pool:
     together: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, rows: Any, count: int, source: str, roots: Sequence[Path]) -> "Pool":
+    def of(cls, rows: Any, count: int, source: str, roots: Sequence[Path], needed: bool = True) -> "Pool":
         """The phrases of the regions that the rows of a source bring.
 
         Args:
@@ -53,16 +53,17 @@ class Pool:
             count: how many are read.
             source: their convention.
             roots: where their files may lie.
+            needed: whether replacements or their pictures are taken from it.
 
         Raises:
-            ValueError: no row brings a region with a phrase.
+            ValueError: it is needed, and no row brings a region with a phrase.
         """
         pool = cls()
         for start in range(0, count, ROWS_AT_ONCE):
             for place, raw in enumerate(rows.read(range(start, min(start + ROWS_AT_ONCE, count)))):
                 if isinstance(raw, Mapping) and raw.get("key_regions"):
                     pool.add(start + place, raw, source, roots)
-        if not pool.examples:
+        if needed and not pool.examples:
             raise ValueError(
                 "--mirror replaces what the rows' key_regions show, and no row brings a region with a phrase; run mfpo build "
                 "without --mirror first, and with it on what that built"

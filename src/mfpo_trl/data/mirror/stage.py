@@ -132,7 +132,8 @@ class Mirror:
         reasons = []
         for at in rng.permutation(len(places)).tolist():
             try:
-                return self._of_object(row, *places[at], texts[0], rng)
+                image, place = places[at]
+                return self._of_object(row, image, place, texts[0], rng)
             except Left as error:
                 reasons.append(str(error))
         raise Left(max(reasons, key=_how_far, default=NO_PHRASE))
