@@ -153,7 +153,7 @@ class Judge:
             Request(one.id, user_message(one.prompt, one.images), self.max_tokens, self.temperature, {}, key)
             for key, one in missing.items()
         )
-        with tqdm(total=len(missing), desc=self.model, unit="verdict", disable=None) as bar:
+        with tqdm(total=len(missing), desc=self.model, unit="verdict", disable=None, leave=False) as bar:
             for request, verdict in complete(requests, endpoint, in_order=False):
                 self.verdicts.keep(request.tag, verdict)
                 bar.update()
