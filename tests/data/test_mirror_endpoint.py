@@ -53,6 +53,8 @@ def test_a_server_names_and_writes(path, server, tmp_path):
     contents_asked = [one["body"]["messages"][0]["content"] for one in server.seen]
     kinds = Counter("names" if isinstance(own, list) else "writes" for own in contents_asked)
     assert kinds == {"names": 12, "writes": 12}
+    kept = [own.read_text().count("\n") for own in sorted((folder / "build").glob("part-*-mirror.jsonl"))]
+    assert kept == [10, 10, 4], "beside the part of the row"
     assert all(
         [part["type"] for part in own] == ["image_url", "text"] for own in contents_asked if isinstance(own, list)
     )
