@@ -304,8 +304,13 @@ class Pipeline:
 
     @property
     def told(self) -> str:
-        """What is read, for who looks on."""
-        return f"{self.options.dataset}: {self.count} rows, read as {self.source}"
+        """What is read, for who looks on, and what of that objectives read and a built row has no place for."""
+        from ..objective.terms import TERMS, Weighted, row_columns
+
+        read = row_columns(Weighted(term, 1.0) for term in TERMS.values())
+        left = [name for name in self.columns() if name in read and name not in self.features]
+        said = f" (left out: {', '.join(left)}; add them to the built rows again, by `id`)" if left else ""
+        return f"{self.options.dataset}: {self.count} rows, read as {self.source}{said}"
 
     @property
     def remembered(self) -> dict[str, Any]:
