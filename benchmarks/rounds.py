@@ -13,7 +13,7 @@ Without the lines of the table:
 
 For each seed a captioner as `mfpo demo` trains it, on scenes whose objects keep company. It is asked about scenes without
 such habits, where it errs, a part of the world of their own (`story.SCENES_TO_PREFER`); verifier `labels` knows the objects of each. `mfpo loop`
-runs as a user runs it, with MFPO and the demo's training settings; both rounds ask about the same scenes. The control is a loop of one round with
+runs as a user runs it, with MFPO and the demo's training settings at four times its learning rate; both rounds ask about the same scenes. The control is a loop of one round with
 the pairs of the first and the steps of both. Figures are of greedy captions of the demo's 1000 test scenes (`story.SCENES_TO_TEST`); F1 is of the
 precision 1 - CHAIRi and the coverage of objects.
 
