@@ -3,7 +3,7 @@
     python benchmarks/curriculum.py --seeds 0 1 2 --output curriculum.json
 
 For each seed the base captioner of `mfpo demo`, and 1,600 pairs that it gives in scenes without habits. Every student sees each pair twice, with
-the settings of the demo and four times its learning rate; the difficulty of a pair is the negative log-likelihood of its chosen caption under the base
+the settings of the demo, but for the learning rate (2e-4) and the noise schedule (`linear`); the difficulty of a pair is the negative log-likelihood of its chosen caption under the base
 (`curriculum_score="nll"`). CHAIRs and coverage are of greedy captions of 1000 held-out scenes.
 """
 
@@ -21,7 +21,7 @@ from transformers import set_seed
 
 from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.demo import story
-from mfpo_trl.demo.alignment import CORRUPTION, shared_settings, train_student
+from mfpo_trl.demo.alignment import shared_settings, train_student
 from mfpo_trl.demo.progress import only_our_bars
 from mfpo_trl.demo.scenes import make_scenes
 from mfpo_trl.demo.scoring import score_captions
@@ -36,6 +36,7 @@ ORDERS = {
 }
 PASSES = 2
 LEARNING_RATE = 2e-4
+CORRUPTION = {"step": 500, "schedule": "linear"}
 PLAN = replace(story.Plan(), scenes_to_prefer=2800, company_to_prefer=story.NONE, most_pairs=1600)
 """More pairs than the demo's, and of scenes without habits, from which every student learns."""
 

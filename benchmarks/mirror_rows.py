@@ -3,7 +3,7 @@
     python benchmarks/mirror_rows.py --seeds 0 1 2 --editor oracle transplant --output benchmarks/results/mirror_rows.json
 
 For each seed the base and the pairs of `mfpo demo`, and students with and without the twins that `mfpo build --mirror` makes of these: SFT on
-the chosen answers, and the demo's own at four times its learning rate. Scored on greedy captions of the demo's test scenes, in which nothing comes along.
+the chosen answers, and the demo's own, but for the learning rate (2e-4) and the noise schedule (`linear`). Scored on greedy captions of the demo's test scenes, in which nothing comes along.
 
 `oracle` draws the replacement where the object was, with the phrases as they are known, and asks no detector; `transplant` takes another
 row's object, and a detector of shapes checks before and after the edit.
@@ -26,6 +26,7 @@ from scipy import ndimage
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
+from mfpo_trl import MFPOConfig, MFPOTrainer
 from mfpo_trl.data.build import BuildOptions, run
 from mfpo_trl.demo import story
 from mfpo_trl.demo.alignment import METHODS, shared_settings, train_student
@@ -35,7 +36,11 @@ from mfpo_trl.demo.scoring import mentions, score_captions
 from mfpo_trl.demo.tiny_model import build_processor
 
 LEARNING_RATE = 2e-4
-STUDENTS = {"SFT": (DPOTrainer, DPOConfig, {"loss_type": "sft"}), **METHODS}
+STUDENTS: dict[str, tuple[type[DPOTrainer], type[DPOConfig], dict[str, Any]]] = {
+    "SFT": (DPOTrainer, DPOConfig, {"loss_type": "sft"}),
+    **METHODS,
+    "MFPO": (MFPOTrainer, MFPOConfig, {"corruption_kwargs": {"step": 500, "schedule": "linear"}}),
+}
 EDITORS: dict[str, dict[str, Any]] = {
     "oracle": {"mirror_editor": "mirror_rows:redraw", "grounder": "column"},
     "transplant": {"mirror_editor": "transplant", "grounder": "mirror_rows:see"},

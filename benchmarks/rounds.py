@@ -13,7 +13,7 @@ Without the lines of the table:
 
 For each seed a captioner as `mfpo demo` trains it, on scenes whose objects keep company. It is asked about scenes without
 such habits, where it errs, a part of the world of their own (`story.SCENES_TO_PREFER`); verifier `labels` knows the objects of each. `mfpo loop`
-runs as a user runs it, with MFPO and the demo's training settings at four times its learning rate; both rounds ask about the same scenes. The control is a loop of one round with
+runs as a user runs it, with MFPO and the demo's training settings, but for the learning rate (2e-4) and the noise schedule (`linear`); both rounds ask about the same scenes. The control is a loop of one round with
 the pairs of the first and the steps of both. Figures are of greedy captions of the demo's 1000 test scenes (`story.SCENES_TO_TEST`); F1 is of the
 precision 1 - CHAIRi and the coverage of objects.
 
@@ -40,7 +40,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
 from mfpo_trl.cli import main as mfpo
 from mfpo_trl.demo import story
-from mfpo_trl.demo.alignment import CORRUPTION, shared_settings
+from mfpo_trl.demo.alignment import shared_settings
 from mfpo_trl.demo.captioner import MOST_NEW_TOKENS
 from mfpo_trl.demo.held_out import write_held_out
 from mfpo_trl.demo.progress import only_our_bars
@@ -98,6 +98,7 @@ FEATURES = Features(
 )
 COLUMNS = {"chair_s": "CHAIRs", "chair_i": "CHAIRi", "coverage": "cover", "words": "words", "f1": "F1"}
 LEARNING_RATE = 2e-4
+CORRUPTION = {"step": 500, "schedule": "linear"}
 SCORED_BY_THE_LOOP = 4
 PARTS = ("see_steps", "presume_steps", "scenes_to_see", "scenes_to_presume", "scenes_to_test")
 """Of a plan, what decides the captioner and its score; the loops ask for pairs of their own."""

@@ -14,7 +14,7 @@ from .progress import show_bar
 
 # Schedule and rate have the highest F1 of those that were tried, on scenes that no demo is tested on
 # (`benchmarks/demo_choices.py`, docs/method.md). The step is the paper's.
-CORRUPTION = {"step": 500, "schedule": "linear"}
+CORRUPTION = {"step": 500, "schedule": "cosine"}
 LEARNING_RATE = 5e-5
 
 
