@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mfpo_trl.demo.scenes import (
     BACKGROUND,
     OBJECTS,
+    SHAPES,
     SIZE,
     TRIPLES,
     Scene,
     Thing,
     caption_of,
     choose_names,
+    draw_shape,
     make_scenes,
     presumed,
 )
@@ -60,6 +62,14 @@ def test_boxes_lie_inside_the_picture_and_hold_all_of_the_objects():
         far = np.abs(np.asarray(scene.image, dtype=float) - BACKGROUND)
         # Noise of 12 grey levels: only what is drawn can be 75 away.
         assert far[outside].max() < 75
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("box", [(2, 3, 14, 15), (2, 3, 18, 13), (2, 3, 12, 19)])
+def test_a_shape_fills_any_box_to_its_sides(shape, box):
+    image = Image.new("L", (24, 24))
+    draw_shape(ImageDraw.Draw(image), shape, box, 255)
+    assert image.getbbox() == box
 
 
 def test_boxes_are_tight():

@@ -98,9 +98,9 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: tuple[int, int, int, 
     elif shape == "triangle":
         draw.polygon([(x0, y1), (x1, y1), ((x0 + x1) // 2, y0)], fill=colour)
     else:
-        third = (x1 - x0 + 1) // 3
-        draw.rectangle((x0 + third, y0, x1 - third, y1), fill=colour)
-        draw.rectangle((x0, y0 + third, x1, y1 - third), fill=colour)
+        across, down = (x1 - x0 + 1) // 3, (y1 - y0 + 1) // 3
+        draw.rectangle((x0 + across, y0, x1 - across, y1), fill=colour)
+        draw.rectangle((x0, y0 + down, x1, y1 - down), fill=colour)
 
 
 def make_scene(rng: np.random.Generator, company: float) -> Scene:
