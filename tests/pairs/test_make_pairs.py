@@ -407,6 +407,15 @@ def test_a_folder_of_images_and_the_shipped_questions(scenes, server, tmp_path):
         make(options(folder, tmp_path / "none", **served(server, verifier="world:nothing")))
 
 
+@pytest.mark.parametrize("prompt", [None, "", " \n", "<image>", "<image>\n", [], "what is it?"])
+def test_what_asks_nothing_gets_a_question(prompt, scenes, tmp_path):
+    scenes[1][0].image.save(tmp_path / "0.png")
+    (row,) = ReadPrompt([tmp_path], ["describe it"])({"image": str(tmp_path / "0.png"), "prompt": prompt}, 0)
+    assert plain_text(row["prompt"]).removeprefix("<image>").strip() == (
+        "what is it?" if prompt == "what is it?" else "describe it"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -442,6 +451,17 @@ def test_options_that_make_no_sense(changes, words, tmp_path):
 def test_a_verifier_that_is_none(verifier, words, scenes, server, tmp_path):
     with pytest.raises(ValueError, match=words):
         make(options(scenes[0], tmp_path / "set", **served(server, verifier=verifier, limit=2)))
+
+
+@pytest.mark.parametrize("by", ["answer", "sentence"])
+def test_a_verifier_that_cannot_be_loaded_is_told_before_anybody_is_asked(by, scenes, tmp_path):
+    """And the folder takes the right one."""
+    with StandInChat(world.Captioner(scenes[1])) as own:
+        changes = served(own, by=by, limit=8, sentences=1)
+        with pytest.raises(ValueError, match="cannot be imported"):
+            make(options(scenes[0], tmp_path / "set", **changes, verifier="world:gone"))
+        assert not own.seen
+        make(options(scenes[0], tmp_path / "set", **changes))
 
 
 def test_the_preview_marks_claims(made, scenes, tmp_path):

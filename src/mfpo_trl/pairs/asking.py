@@ -59,7 +59,7 @@ class ReadPrompt:
         return row
 
     def _question(self, raw: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> Any:
-        if self.questions and not any(raw.get(name) for name in ("prompt", "question", "query")):
+        if self.questions and not any(_asks(raw.get(name)) for name in ("prompt", "question", "query")):
             digest = hashlib.blake2b(b"".join(own["bytes"] for own in images), digest_size=8).digest()
             return self.questions[int.from_bytes(digest, "little") % len(self.questions)]
         try:
@@ -68,6 +68,11 @@ class ReadPrompt:
             raise ValueError(
                 str(error).replace("ask the same of every row with --prompt", "ask with --questions")
             ) from None
+
+
+def _asks(prompt: Any) -> bool:
+    """Whether a prompt says anything beside where its images stand."""
+    return bool(prompt.replace(IMAGE, "").strip() if isinstance(prompt, str) else prompt)
 
 
 def read_questions(name: str | None) -> list[str]:

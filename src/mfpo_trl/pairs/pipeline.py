@@ -74,6 +74,8 @@ class PairsPipeline(Pipeline):
 
     def preference_rows(self, numbers: range, report: PartReport) -> list[Row]:
         """The pairs of these rows of the source."""
+        # One that cannot be loaded is told before the first answer is drawn.
+        self.verifier  # noqa: B018  raises
         rows = self.read(numbers, ReadPrompt(self.roots, self.questions), report)
         part = next(n for n, own in enumerate(self.parts.ranges) if numbers.start in own)
         paths = partial(beside, self.options.output, part)
