@@ -254,6 +254,19 @@ def test_several_images_a_row(name, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["svco", "symmpo", "vdpo"])
+def test_prompts_may_say_where_their_images_stand(name, tmp_path):
+    """As the rows of `mfpo build` do; the prompt of a branch without an image loses the place too."""
+    trainer, losses = build(tmp_path, objective=name), []
+    for parts in ([], [{"type": "image", "text": None}]):
+        data = list(rows().select(range(3)))
+        for row in data:
+            text = {"type": "text", "text": row["prompt"][0]["content"]}
+            row["prompt"] = [{"role": "user", "content": [*parts, text]}] if parts else row["prompt"]
+        losses.append(trainer.compute_loss(trainer.model.eval(), trainer.data_collator(data)).item())
+    assert losses[1] == losses[0]
+
+
 def test_the_card_tells_what_was_trained(tmp_path):
     trainer = build(tmp_path, objective="symmpo", objective_terms=None, text_loss_weight=2.0)
     trainer.create_model_card()

@@ -251,7 +251,8 @@ class MFPOCollator:
     def _without_image(self, example: Mapping[str, Any], texts: dict) -> str:
         """The prompt as a text: without its images, and a plain one without their placeholders."""
         if is_conversational(texts):
-            return self._templated(example, texts, [], ("chosen", "rejected"))["prompt"]
+            bare = [_without_parts(message, "image") for message in texts["prompt"]]
+            return self._templated(example, {**texts, "prompt": bare}, [], ("chosen", "rejected"))["prompt"]
         places = image_places(self.processor)
         return places.sub("", texts["prompt"]) if places else texts["prompt"]
 
@@ -400,6 +401,13 @@ def _number(example: Mapping[str, Any], name: str) -> float:
         found = "is missing" if value is None else f"is {str(value)[:40]!r}"
         raise row_error(example, name, f"{found}; the objective needs a number in every row")
     return float(value)
+
+
+def _without_parts(message: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A message without its parts of a kind."""
+    content = message["content"]
+    kept = content if isinstance(content, str) else [part for part in content if part["type"] != kind]
+    return {**message, "content": kept}
 
 
 class _Donors:
