@@ -16,7 +16,7 @@ from mfpo_trl.batch.collator import build_collator
 from mfpo_trl.images import DispreferredImages, check_recipes
 from mfpo_trl.images.corruptions import check_corruption, corrupt, same_size
 from mfpo_trl.images.corruptions.pixels import soft_edge
-from mfpo_trl.rows import load_images
+from mfpo_trl.rows import load_images, to_rgb
 
 SQUARE = np.zeros((32, 40), dtype=bool)
 SQUARE[8:24, 10:30] = True
@@ -258,8 +258,6 @@ def test_each_region_gets_a_region_of_its_own_size():
         {"images": [], "prompt": "text"},
     ]
     making = DispreferredImages("transplant", {"border": 0}, donors=donors)
-    from mfpo_trl.rows import to_rgb
-
     found = np.asarray(making(row, [to_rgb(row["images"][0])])[0])
     assert found[10, 10].tolist() == [255, 0, 0] and found[60, 60].tolist() == [0, 0, 255]
     with pytest.raises(
@@ -268,6 +266,24 @@ def test_each_region_gets_a_region_of_its_own_size():
         DispreferredImages("transplant", donors=[row, donors[2]])(row, [to_rgb(row["images"][0])])
     with pytest.raises(ValueError, match="needs stored rows with images to take another region from"):
         DispreferredImages("transplant")(row, [to_rgb(row["images"][0])])
+
+
+def test_another_dog_in_the_place_of_a_dog_says_the_same():
+    """What the row's phrases name is taken where there is nothing else only."""
+
+    def shows(colour, region):
+        image = np.full((60, 60, 3), 128, dtype=np.uint8)
+        image[5:25, 5:25] = colour
+        return {"images": [image], "key_regions": [region], "prompt": "?"}
+
+    box = [5, 5, 25, 25]
+    row = shows((0, 255, 0), {"box": box, "phrase": "dog"})
+    dogs = [shows((255, 0, n), {"box": box, "phrase": "Dog"}) for n in range(20)]
+    for other in ({"box": box, "phrase": "cat"}, {"box": box, "label": "cat"}, box):
+        making = DispreferredImages("transplant", {"border": 0}, donors=[row, *dogs, shows((0, 0, 255), other)])
+        assert np.asarray(making(row, [to_rgb(row["images"][0])])[0])[15, 15].tolist() == [0, 0, 255]
+    making = DispreferredImages("transplant", {"border": 0}, donors=[row, *dogs])
+    assert np.asarray(making(row, [to_rgb(row["images"][0])])[0])[15, 15, 0] == 255
 
 
 # What cannot be made

@@ -41,7 +41,7 @@ def another_region(
     row: Mapping[str, Any], pixels: np.ndarray, region: np.ndarray, donors: Donors | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A region of another row's image that covers about as much of it (`same_size`): the image, (H', W', 3) uint8, and the
-    region, (H', W') bool.
+    region, (H', W') bool. Where regions bring phrases, it is of something that the row's own do not name, if there is such a one.
 
     Args:
         region: (H, W) bool, of `pixels`.
@@ -49,11 +49,12 @@ def another_region(
     Raises:
         RowError: there are no other rows, or none that was tried has such a region.
     """
-    share = float(region.mean())
-    for other in _drawn(row, donors, rng, "transplant"):
-        found = list(_fitting(other, pixels, share))
-        if found:
-            return found[int(rng.integers(len(found)))]
+    share, shown = float(region.mean()), _phrases(row)
+    for avoided in (shown, frozenset[str]()) if shown else (shown,):
+        for other in _drawn(row, donors, rng, "transplant"):
+            found = list(_fitting(other, pixels, share, avoided))
+            if found:
+                return found[int(rng.integers(len(found)))]
     raise row_error(
         row,
         "key_regions",
@@ -62,9 +63,23 @@ def another_region(
     )
 
 
-def _fitting(row: Mapping[str, Any], pixels: np.ndarray, share: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _phrases(row: Mapping[str, Any]) -> frozenset[str]:
+    regions = regions_per_image(row.get("key_regions"), len(image_list(row, "image") or []))
+    return frozenset(filter(None, (_phrase(region) for own in regions for region in own)))
+
+
+def _phrase(region: Any) -> str:
+    """What a region is said to show, in lower case; empty where nothing is said."""
+    phrase = (region.get("phrase") or region.get("label")) if isinstance(region, Mapping) else None
+    return phrase.lower() if isinstance(phrase, str) else ""
+
+
+def _fitting(
+    row: Mapping[str, Any], pixels: np.ndarray, share: float, avoided: frozenset[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     try:
         regions = regions_per_image(row.get("key_regions"), len(image_list(row, "image") or []))
+        regions = [[region for region in own if _phrase(region) not in avoided] for own in regions]
         images = load_images(row, "image") or [] if any(regions) else []
         for own, image in zip(regions, images, strict=True):
             for region in own:
