@@ -180,6 +180,11 @@ def test_both_ends_are_warned_of_and_the_middle_is_named():
     assert "inpaint: not looked at, it needs OpenCV" in both.value and both.details["left_out"]
     none = swept([weak, strong], {})
     assert none.status == "warning" and "none lies between" in none.advice
+    # Few images: pure noise is at 0.94 by chance, and its interval says so.
+    chance = replace(strong, name="noise", area=Area(0.94, 0.87, 1.0, 23), kwargs={"step": 999, "schedule": "cosine"})
+    assert between([middle, chance]) is middle and between([weak, chance]) is chance
+    assert "rows" not in swept([middle, chance], {}).advice
+    assert "noise may be recognised on more images: look at more rows (--rows)" in swept([weak, chance], {}).advice
     noisy = replace(middle, error=10.0)
     assert noisy.there, "a drop within its error is none"
 

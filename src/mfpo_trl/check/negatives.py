@@ -93,6 +93,11 @@ class Worth:
         return self.area is not None and self.area.value >= RECOGNISED
 
     @property
+    def surely_not_recognised(self) -> bool:
+        """Whether they are not, at the upper end of the area's interval too: few images leave it wide."""
+        return self.area is not None and self.area.high < RECOGNISED
+
+    @property
     def there(self) -> bool:
         """Whether the evidence is still in the image."""
         return self.taken < STILL_THERE or self.drop < 2 * self.error
@@ -271,10 +276,10 @@ def sweep(examiner: Examiner, rows: Sequence[Mapping[str, Any]], real: Shown) ->
 
 
 def between(found: Sequence[Worth]) -> Worth | None:
-    """The way that lies between the ends: of those that are not recognised, the one that takes away most; None where what is not
-    recognised takes nothing away."""
+    """The way that lies between the ends: of those that are not recognised, first of those of which the whole interval says so, the
+    one that takes away most; None where what is not recognised takes nothing away."""
     unseen = [own for own in found if not own.recognised and not own.there]
-    return max(unseen, key=lambda own: own.taken, default=None)
+    return max(unseen, key=lambda own: (own.surely_not_recognised, own.taken), default=None)
 
 
 def finding(found: Worth) -> Finding:
@@ -316,6 +321,8 @@ def swept(found: Sequence[Worth], left_out: Mapping[str, str]) -> Finding:
     noise = between([own for own in found if "step" in own.kwargs])
     if noise is not None and noise is not best:
         advice += f"; of the noise alone, {noise.name}: {_asked(noise)}"
+    for own in {id(own): own for own in (best, noise) if own is not None and not own.surely_not_recognised}.values():
+        advice += f"; {own.name} may be recognised on more images: look at more rows (--rows)"
     details |= {"best": best.name, "best_noise": noise and noise.name}
     return Finding("negatives, sweep", OK, value, advice, details)
 
