@@ -83,6 +83,10 @@ def test_each_round_goes_on_from_the_one_before(folder, looped):
     assert first["reference"]["policy"] == str(folder / "base")
     assert second["reference"] == first["policy"] and second["policy"]["weights"] != first["policy"]["weights"]
     assert first["data"]["rows"] > 0 and set(first["data"]["pairs_by_rule"]) and "chair_s" in first["figures"]
+    report = json.loads((looped / "round-1" / "pairs" / "report.json").read_text())
+    # Answers are rejected too, and told of under this name.
+    assert first["data"]["rows_set_aside"] == report["rejected"]
+    assert first["data"]["rejected"] == report["pairs"]["rejected"]
     done = json.loads((looped / "loop.json").read_text())
     assert len(done["scores"]) == 3 and done["best"] == second["policy"]["policy"]
     # Other images would be the same draws; another round draws others.

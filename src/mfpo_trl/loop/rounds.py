@@ -161,7 +161,7 @@ def _tell(recipe: LoopRecipe, number: int, before: str, policy: str) -> None:
         "round": number,
         "reference": {"policy": before, "weights": weights_told(before)},
         "policy": {"policy": policy, "weights": weights_told(policy)},
-        "data": {"rows": report["rows_out"], "rejected": report["rejected"], **report["pairs"]},
+        "data": {"rows": report["rows_out"], "rows_set_aside": report["rejected"], **report["pairs"]},
         "figures": _figures(folder),
     }
     write(folder / TOLD, content)
