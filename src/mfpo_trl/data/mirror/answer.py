@@ -40,6 +40,8 @@ RESTING = frozenset(
 """Verbs whose "on" and "in" say no more than where."""
 LOCATING = frozenset("located placed positioned situated visible seen shown present found there".split())
 COPULAS = frozenset("is are was were be been being can could may might".split())
+FINITE = COPULAS - {"be", "been", "being"} | {"has", "have", "had", "do", "does", "did"}
+"""What begins a statement of the subject, however far it stands behind it."""
 ADVERBS = frozenset("also just now still already clearly partially partly only always never".split())
 PLACES = frozenset(
     """
@@ -195,7 +197,7 @@ def _check_after(text: str, words: Sequence[Word], end: int) -> None:
     if word in ("and", "or"):
         return _check_list(text, words, place, apart=False)
     if word in PLACES:
-        return
+        return _check_behind_place(text, words, place)
     if copula and not (located and word in STOP - SAYING):
         raise Left(SAID)
     if word == "of":
@@ -204,6 +206,27 @@ def _check_after(text: str, words: Sequence[Word], end: int) -> None:
         raise Left(SAID)
     if word not in STOP | DETERMINERS:
         raise Left("the name is part of a longer one")
+
+
+def _check_behind_place(text: str, words: Sequence[Word], start: int) -> None:
+    """What follows behind where the object is: "on the couch is asleep", "in the street drives", "on a plate, ripe"."""
+    for place in range(start + 1, len(words)):
+        word, between = words[place], text[words[place - 1].end : words[place].start]
+        if ENDS.search(between):
+            return
+        if not word.joined and (word.text in SAYING or word.text in ADJECTIVES or _is_verb(word.text)):
+            raise Left(SAID)
+        if not word.joined or word.text in ("and", "or", "while", "as", "but"):
+            return _check_list(text, words, place, apart=not word.joined)
+        if word.text in FINITE or (
+            _ends_as_of_one(word.text) and words[place - 1].text not in DETERMINERS | ADJECTIVES
+        ):
+            raise Left(SAID)
+
+
+def _ends_as_of_one(word: str) -> bool:
+    """Whether a word is a verb of one thing: "barks"."""
+    return word in VERBS and word.endswith("s")
 
 
 def _check_list(text: str, words: Sequence[Word], start: int, apart: bool) -> None:
@@ -223,13 +246,18 @@ def _check_list(text: str, words: Sequence[Word], start: int, apart: bool) -> No
         if word in ("are", "were") and words[min(place + 1, len(words) - 1)].text not in LOCATING | PLACES:
             raise Left(SAID)
         if _is_verb(word) and word not in STOP | NEUTRAL and before not in DETERMINERS | ADJECTIVES:
-            if place > start and word in VERBS and word.endswith("s"):
+            if place > start and before not in ("and", "or") and _ends_as_of_one(word):
                 return  # "and a man sits": what one does, and that is the other
             raise Left(SAID)
 
 
 def _check_references(words: Sequence[Word], mentions: Sequence[int], length: int) -> None:
     inside = {start + n for start in mentions for n in range(length)}
+    for start in mentions:
+        # "an animal, a dog"; "a vehicle: a truck".
+        named = start - 1 if start and words[start - 1].text in DETERMINERS else start
+        if named and not words[named].joined and singular(words[named - 1].text) in KINDS:
+            raise Left("another name may speak of the object")
     for place, word in enumerate(words):
         before = words[place - 1].text if place and word.joined else ""
         if place > mentions[0] and word.text in PERSONS and not _says_nothing(words, place):
