@@ -67,6 +67,9 @@ from mfpo_trl.train.mirrors import read_by_objective
         ("It is clear that a dog is next to a cat.", "cat", "owl", "It is clear that a dog is next to an owl."),
         ("A cat, in the corner.", "cat", "uniform", "A uniform, in the corner."),
         ("A dogma and a dog.", "dog", "hour hand", "A dogma and an hour hand."),
+        ("A dog on a mat near the tree, and a man sits nearby.", "dog", "hat", "A hat on a mat near the tree, and a man sits nearby."),
+        ("A dog on a mat and a cat on a chair.", "dog", "owl", "An owl on a mat and a cat on a chair."),
+        ("A dog is on the couch. The couch is red.", "dog", "hat", "A hat is on the couch. The couch is red."),
     ],
 )  # fmt: skip
 def test_every_mention_is_replaced_and_the_article_agrees(text, old, new, made):
@@ -100,6 +103,16 @@ def test_every_mention_is_replaced_and_the_article_agrees(text, old, new, made):
         ("There isn't a dog on the mat.", "dog", "denies"),
         ("There is no cat or dog.", "dog", "denies"),
         ("A dog, sleeping on the couch.", "dog", "what it is or does"),
+        ("A dog on the couch is asleep.", "dog", "what it is or does"),
+        ("A dog in the foreground looks at a man.", "dog", "what it is or does"),
+        ("A bowl on the table contains soup.", "bowl", "what it is or does"),
+        ("Dogs near a tree are brown.", "dogs", "what it is or does"),
+        ("A dog on the couch has a collar.", "dog", "what it is or does"),
+        ("A dog on a couch, sleeping.", "dog", "what it is or does"),
+        ("A dog on a couch, which is brown.", "dog", "what it is or does"),
+        ("A dog on a couch and looks at a man.", "dog", "what it is or does"),
+        ("An animal, a dog, is on the grass.", "dog", "another name"),
+        ("There is a vehicle: a truck.", "truck", "another name"),
         ("A dog, which is brown.", "dog", "what it is or does"),
         ("A dog (brown) near a tree.", "dog", "what it is or does"),
         ("A dog and a cat sitting on a couch.", "dog", "what it is or does"),
@@ -350,6 +363,16 @@ def test_machines_build_the_same(built, tmp_path):
     for machine in (1, 0):
         folder = run(options(built[0], tmp_path / "two", shards=2, shard_index=machine, **changes))
     assert contents(folder) == contents(one) and len(load_dataset(str(folder), split="train")) == 24
+
+
+def test_twins_stay_twins_when_they_are_built_again(built, tmp_path):
+    """As for a difficulty: who reads which row, and which are held out together, hangs on these columns."""
+    given = {"mirror": False, "mirror_editor": "transplant", "difficulty": "mask-area"}
+    again = run(options(built[1], tmp_path / "again", **given))
+    before, after = (load_dataset(str(folder), split="train").to_list() for folder in (built[1], again))
+    assert any(row["mirror_of"] for row in before) and all(row["difficulty"] is not None for row in after)
+    names = ("id", "mirror_of", "rejected_image_chosen", "chosen", "rejected", "rejected_images")
+    assert [[row[name] for name in names] for row in after] == [[row[name] for name in names] for row in before]
 
 
 def test_preview_shows_twins(built, tmp_path):

@@ -298,9 +298,8 @@ class Pipeline:
         self.parts = Parts(options.output, self.count, options.part_rows)
         brings = {"rejected_image", "rejected_images"} & set(columns)
         begun = "answer_prefix" in {*columns, *self.convention.texts}
-        self.features = features(
-            max(options.stored_images, int(bool(brings) or options.mirror)), begun, options.mirror
-        )
+        twins = options.mirror or not {"mirror_of", "rejected_image_chosen"}.isdisjoint(columns)
+        self.features = features(max(options.stored_images, int(bool(brings) or options.mirror)), begun, twins)
 
     @property
     def told(self) -> str:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
 
-KEPT = ("id", "key_regions", "keywords", "difficulty", "rejected_images", "answer_prefix")
+KEPT = ("id", "key_regions", "keywords", "difficulty", "rejected_images", "answer_prefix", "mirror_of")
 """Columns of our own schema that a source row may already carry."""
+COUNTERPART = "rejected_image_chosen"
+"""One more, of messages."""
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -74,6 +76,8 @@ def _finished(own: Row, row: Mapping[str, Any], source: str, number: int | None)
     kept |= {column: own[column] for column in SOURCES[source].texts}
     if row.get("rejected_image") is not None:
         kept.setdefault("rejected_images", [row["rejected_image"]])
+    if row.get(COUNTERPART) is not None:
+        kept[COUNTERPART] = _messages(row[COUNTERPART], "assistant")
     if number is not None and "id" in kept:
         kept["id"] = f"{kept['id']}-{number}"
     images = own.pop("images", None)
