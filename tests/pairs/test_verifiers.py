@@ -279,6 +279,15 @@ def test_the_defaults_are_those_of_the_grounders(tmp_path):
         build_detected(own, "cpu", None)
 
 
+def test_weights_that_are_not_there_name_the_options_of_this_command(tmp_path):
+    own = PairOptions(
+        dataset="", output=tmp_path, model="m", detector=("owlv2",), detector_model=(str(tmp_path / "nowhere"),)
+    )
+    with pytest.raises(ValueError, match="--detector-model and .*labels, judge and confidence") as error:
+        build_detected(own, "cpu", None)
+    assert "--grounder" not in str(error.value)
+
+
 # Those that ask
 
 

@@ -23,6 +23,13 @@ Boxes = tuple[np.ndarray, np.ndarray]
 """Boxes (K, 4) as [x0, y0, x1, y1] in pixels, and their scores (K,), in [0, 1]."""
 
 
+INSTEAD = (
+    "--grounder-model and --segmenter-model name others, as an id or a folder; --grounder clipseg needs one small model, "
+    "--grounder column takes the regions that the rows have, and --grounder random needs nothing"
+)
+"""What `mfpo build` can do without weights that cannot be loaded."""
+
+
 class Detector(Protocol):
     """Finds the boxes of phrases in pictures."""
 
@@ -185,11 +192,7 @@ def load(processor: Any, model: Any, name: str, device: str | None) -> tuple[Any
             loaded = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         read = processor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the grounder's weights {name!r} cannot be loaded; --grounder-model and --segmenter-model name others, as an id "
-            "or a folder; --grounder clipseg needs one small model, --grounder column takes the regions that the rows have, and "
-            f"--grounder random needs nothing ({error})"
-        ) from error
+        raise ValueError(f"the grounder's weights {name!r} cannot be loaded; {INSTEAD} ({error})") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return read, loaded.eval().to(device)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...data import Row
-from ...data.grounding import build_grounder
+from ...data.grounding import INSTEAD, build_grounder
 from ...data.keywords import Candidate, candidates
 from ..claims import ABSENT, PRESENT, UNCERTAIN, Claim
 
@@ -17,6 +17,12 @@ CERTAIN = {
     "sam3": (0.3, 0.5),
 }
 """Below the first score a phrase is absent, from the second on it is present: where each grounder draws a box, and well below."""
+
+DETECTORS_INSTEAD = (
+    "--detector-model and --segmenter-model name others, as an id or a folder; --detector clipseg needs one small model, and the "
+    "verifiers labels, judge and confidence none"
+)
+"""What `mfpo pairs` can do without weights that cannot be loaded."""
 
 LONGEST = 20_000
 """Letters of an answer that are read."""
@@ -101,14 +107,17 @@ def build_detected(options: Any, device: str | None, tagger: Any) -> Detected:
             )
         threshold = {"box_threshold": low, "text_threshold": low} if name in CERTAIN else {}
         model = options.detector_model[number] if options.detector_model else None
-        grounder = build_grounder(
-            name,
-            model=model,
-            segmenter=options.segmenter_model,
-            device=device,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            **threshold,
-        )
+        try:
+            grounder = build_grounder(
+                name,
+                model=model,
+                segmenter=options.segmenter_model,
+                device=device,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                **threshold,
+            )
+        except ValueError as error:
+            raise ValueError(str(error).replace(INSTEAD, DETECTORS_INSTEAD)) from error
         found.append((grounder, low, high))
     return Detected(found, tagger)
