@@ -245,12 +245,12 @@ def test_a_set_without_regions_can_be_grounded_again(source, tmp_path):
 
 def test_what_objectives_read_and_a_built_row_has_no_place_for_is_named(source, tmp_path, capsys):
     rows = [json.loads(line) for line in source.read_text().splitlines()[:2]]
-    own = {"weight": 2.0, "chosen_2": "A car.", "rejected_image_chosen": "A bus.", "note": "mine"}
+    own = {"weight": 2.0, "chosen_2": "A car.", "note": "mine"}
     path = source.parent / "weighted.jsonl"
     path.write_text("".join(json.dumps({**row, **own}) + "\n" for row in rows))
     made = load_dataset(str(run(options(path, tmp_path / "set"))), split="train")
     said = capsys.readouterr().out
-    assert "left out: weight, chosen_2, rejected_image_chosen; add them to the built rows again" in said
+    assert "left out: weight, chosen_2; add them to the built rows again" in said
     assert not set(own) & set(made.column_names)
     run(options(source, tmp_path / "other"))
     assert "left out" not in capsys.readouterr().out
