@@ -16,12 +16,13 @@ from mfpo_trl.data.reading.files import JsonRows
 from mfpo_trl.demo.scoring import hallucinated, mentions
 from mfpo_trl.endpoint import client
 from mfpo_trl.endpoint.client import Endpoint, EndpointError
+from mfpo_trl.evaluation.benchmarks import Objects
 from mfpo_trl.pairs.claims import ABSENT, PRESENT, UNCERTAIN, Answer, Rule, choose_pairs
 from mfpo_trl.pairs.options import PairOptions
 from mfpo_trl.pairs.policies import Served
 from mfpo_trl.pairs.verifiers.asked import JUDGED, Confided, Judged, verdict_of
 from mfpo_trl.pairs.verifiers.detector import Detected, build_detected
-from mfpo_trl.pairs.verifiers.labels import of_column, of_truth
+from mfpo_trl.pairs.verifiers.labels import Labels, of_column, of_truth
 
 # Three pictures with what they show, and what was said of them: right, wrong, in the plural, by another name, denied.
 ROWS = [
@@ -105,13 +106,28 @@ def test_labels_by_hand(source, rows, tmp_path, capsys):
         )
         own = of_truth(own, JsonRows(path), 3)
     found = judged(own.verify(rows, ANSWERS, tmp_path))
-    # CHAIR's words know no denial: "no cat" names one.
-    assert found[0][2] == {"cat": ABSENT, "car": PRESENT}
-    found[0][2].pop("cat")
     assert found == [
         [{thing: (ABSENT, PRESENT)[there] for thing, there in own.items()} for own in texts] for texts in SAID
     ]
     assert precision_and_recall(found, f"labels by {source}", capsys) == {"precision": 1, "recall": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("There is no dog.", {}),
+        ("No dogs, but a cat near no brown dog.", {"cat"}),
+        ("A cat without a hot dog and a dog.", {"cat", "dog"}),
+        ("No, there is a dog.", {"dog"}),
+        ("There is no sign of a dog.", {"dog"}),
+        ("A dog in a piano, without any water.", {"dog"}),
+        ("no", {}),
+    ],
+)
+def test_what_is_denied_is_no_claim(text, named):
+    """ "There is no dog" is true where there is none, and must not lose against an answer that names one."""
+    own = Labels(lambda rows: [frozenset()], Objects({name: name for name in ("dog", "cat", "hot dog")}))
+    assert {claim.name for claim in own.verify([{}], [[text]], None)[0][0]} == set(named)
 
 
 def test_labels_know_the_names_of_the_data_set(rows, tmp_path):

@@ -1,6 +1,7 @@
 """Verifier "labels": the objects of each picture are known."""
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,15 @@ from ...data import Row
 from ...evaluation.benchmarks import Objects, Truth, image_id, read_synonyms, singular_words
 from ..claims import ABSENT, PRESENT, Claim
 
+DENIAL = re.compile(r"\b(?:no|without)\s+(?:(?:an?|any|the)\s+)?", re.IGNORECASE)
+"""What the name of something stands behind that is not claimed to be there, with an adjective before it at most."""
+
 
 class Labels:
     """An object that an answer names is present when it is among those of its picture, and else absent.
 
-    Objects are found as CHAIR finds them: singular forms, double words, synonyms. Nothing is uncertain, and nothing but objects
-    is a claim.
+    Objects are found as CHAIR finds them: singular forms, double words, synonyms; but for what is denied ("no dog"), which is no
+    claim. Nothing is uncertain, and nothing but objects is a claim.
 
     Args:
         known: rows -> the objects of each; None where nobody knows them.
@@ -39,9 +43,18 @@ class Labels:
         ]
 
     def _claims(self, text: str, there: frozenset[str]) -> list[Claim]:
-        words = dict.fromkeys(self.objects.words(text))
+        words = dict.fromkeys(self._words(text))
         named = [(self.spelled.get(word, word), self.objects.name_of[word]) for word in words]
         return [Claim(word, PRESENT if name in there else ABSENT, name) for word, name in named]
+
+    def _words(self, text: str) -> list[str]:
+        """The words of a text that name objects, without what stands right behind a denial."""
+        first, *denied = DENIAL.split(text)
+        words = self.objects.words(first)
+        for part in denied:
+            own, next_to_it = self.objects.words(part), self.objects.words(" ".join(part.split()[:2]))
+            words += own[len(next_to_it[:1]) :]
+        return words
 
 
 def of_column(rows: Any, count: int, synonyms: Any) -> Labels:
