@@ -29,6 +29,7 @@ from mfpo_trl.data.mirror.edits import build_editor, transplant
 from mfpo_trl.data.mirror.pool import Example, Pool, alike, normal, stem
 from mfpo_trl.data.mirror.stage import Mirror
 from mfpo_trl.data.mirror.words import Left, article, is_counted, is_plural
+from mfpo_trl.data.preview.show import twins_first
 from mfpo_trl.demo.pairs import preference_row
 from mfpo_trl.demo.scenes import COLOURS, SHAPES, caption_of, make_scenes
 from mfpo_trl.demo.scoring import mentions
@@ -381,6 +382,23 @@ def test_preview_shows_twins(built, tmp_path):
     assert page.count("of the other") == page.count("mirror of") == 2
     assert "of the other" in page and "mirror of" in page and "the row brings its dispreferred images" in page
     assert main(["preview", str(built[1]), "--n", "4", "--output", str(tmp_path / "sheet.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "twins", "n", "shown"),
+    [
+        (6, {3}, 2, [2, 3]),
+        (6, {3}, 4, [2, 3, None, None]),
+        (6, {1, 3, 5}, 4, [None] * 4),
+        (6, {1, 3, 5}, 9, [0, 1, 2, 3, 4, 5]),
+        (3, {2}, 1, [1]),
+        (3, {2}, 9, [0, 1, 2]),
+    ],
+)
+def test_twins_are_shown_before_other_rows(total, twins, n, shown):
+    found = twins_first(total, twins, n, 0)
+    assert found == sorted(set(found)) and len(found) == len(shown) and {*shown} - {None} <= {*found}
+    assert n == 1 or all(end - 1 in found for end in twins & {*found})
 
 
 def blind(images, phrases):

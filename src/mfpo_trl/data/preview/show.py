@@ -1,6 +1,6 @@
 """`mfpo preview`: some rows of a preference data set as a picture (PNG) or a page (HTML)."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,15 @@ def draw_rows(total: int, n: int, seed: int) -> list[int]:
     return [int(rng.integers(i * total // n, (i + 1) * total // n)) for i in range(n)]
 
 
-def beside_twins(drawn: Sequence[int], twins: Container[int]) -> list[int]:
-    """These positions, each with that of its twin, or of the row that it is the twin of, which stands before it."""
-    pairs = [(own - 1, own) if own in twins else (own, own + 1) if own + 1 in twins else (own,) for own in drawn]
-    return list(dict.fromkeys(own for pair in pairs for own in pair))
+def twins_first(total: int, twins: Collection[int], n: int, seed: int) -> list[int]:
+    """`n` of `total` positions, ascending: of twins, each with the row before it that it is the twin of, as far as there are some; the
+    rest of what is neither."""
+    ends = sorted(twins)
+    drawn = [ends[place] for place in draw_rows(len(ends), -(-n // 2), seed)]
+    shown = [place for end in drawn for place in (end - 1, end)][:n]
+    single = sorted(set(range(total)) - set(twins) - {end - 1 for end in twins})
+    more = draw_rows(len(single), n - len(shown), seed) if n > len(shown) else []
+    return sorted([*shown, *(single[place] for place in more)])
 
 
 WRITERS: dict[str, Callable[[str, Iterable[Exhibit]], bytes]] = {".png": draw_sheet, ".html": write_page}
@@ -214,7 +219,7 @@ def preview(folder: Path, n: int = 16, output: Path = Path("sheet.png"), seed: i
     twins = set() if samples else rows.twins()
     drawn = draw_rows(len(rows), n, seed)
     if twins and n < len(rows):
-        drawn = beside_twins(draw_rows(len(rows), -(-n // 2), seed), twins)[:n]
+        drawn = twins_first(len(rows), twins, n, seed)
     title = (
         f"{folder.resolve().name}: {len(drawn)} of {len(rows)} {'prompts with their answers' if samples else 'rows'}"
     )
