@@ -189,6 +189,8 @@ def test_what_cannot_be_used_costs_the_twin_and_is_counted(server, tmp_path):
         ("A cat near a tree.", "A brown dog running near a tree.", "dog", "cat", ["tree"], "A cat near a tree."),
         (' "A cat near a tree."\n', "A dog near a tree.", "dog", "cat", ["tree"], "A cat near a tree."),
         ("A cat near trees.", "A dog near a tree.", "dog", "cat", [], "A cat near trees."),
+        ("An cat near a owl.", "An owl near an owl.", "owl", "cat", [], "still names"),
+        ("An cat near a tree.", "An owl near a tree.", "owl", "cat", [], "A cat near a tree."),
         ("A cat. Dogs bark.", "A dog barks.", "dog", "cat", [], "still names"),
         ("A hat. The ball rolls.", "A red ball. The ball rolls.", "red ball", "hat", [], "still names"),
         ("A hat , a blue ball .", "a red ball , a blue ball .", "red ball", "hat", ["blue ball"], "A hat , a blue ball ."),

@@ -82,18 +82,27 @@ def mirrored(text: str, old: str, new: str) -> str:
     changes += _of_head(words, old, new, mentions)
     _check_references(words, mentions, length)
     changes = [(begin, end, _cased(text, begin, own)) for begin, end, own in changes]
+    return _replaced(text, [*changes, *_articles(text, words, mentions, new)])
+
+
+def _articles(text: str, words: Sequence[Word], mentions: Sequence[int], new: str) -> list[tuple[int, int, str]]:
+    """Where "a" or "an" stands before a mention, and how it agrees with the name that will."""
+    found, own = [], article(new)
     for start in mentions:
         if behind_article(words, start):
             before = words[start - 1]
-            own = article(new)
-            changes.append((before.start, before.end, own.title() if text[before.start].isupper() else own))
+            found.append((before.start, before.end, own.title() if text[before.start].isupper() else own))
+    return found
+
+
+def _replaced(text: str, changes: Sequence[tuple[int, int, str]]) -> str:
     for begin, end, own in sorted(changes, reverse=True):
         text = text[:begin] + own + text[end:]
     return text
 
 
 def checked(reply: str, text: str, old: str, new: str, rest: Sequence[str]) -> str:
-    """An answer that somebody else wrote, as it can be used.
+    """An answer that somebody else wrote, as it can be used: the article before `new` agrees with it.
 
     Args:
         text: the answer that it was made of.
@@ -121,7 +130,7 @@ def checked(reply: str, text: str, old: str, new: str, rest: Sequence[str]) -> s
     known = {*stems_of(text), *stems_of(new)} | STOP | DETERMINERS
     if any(singular(word.text) not in known for word in left):
         raise Left("the endpoint's answer says something new")
-    return reply
+    return _replaced(reply, _articles(reply, words, places, new))
 
 
 def _names(words: Sequence[Word], phrase: str) -> bool:
