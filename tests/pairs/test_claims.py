@@ -52,6 +52,7 @@ def test_far_apart_in_claims_and_alike_in_all_else():
         # More false claims, and a higher share of true ones all the same: neither is the more faithful one.
         ([answer("a", "x", "w"), answer("b", "p q r s t u", "y z")], Rule(), [], "no answer is more faithful"),
         ([answer("a", "x"), answer("a", "x")], Rule(), [], "all 2 answers are the same"),
+        ([answer("a", "x"), answer("")], Rule(), [], "about one answer only"),
         ([answer(""), answer(" ")], Rule(), [], "answered nothing"),
         ([answer("a"), answer("b")], Rule(), [], "no claim in any"),
         ([answer("a", unsure="x"), answer("b", unsure="y")], Rule(), [], "decided nothing"),

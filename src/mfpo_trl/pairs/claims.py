@@ -168,7 +168,7 @@ def why_none(answers: Sequence[Answer], counts: Counter[str], rule: Rule) -> str
     texts = {own.text for own in answers if own.text.strip()}
     if not texts:
         return "the model answered nothing"
-    if len(texts) == 1 and len(answers) > 1:
+    if len(texts) == 1 and len(answers) > 1 and all(own.text.strip() for own in answers):
         return f"all {len(answers)} answers are the same"
     if not any(own.claims for own in answers):
         return "the verifier found no claim in any answer"
