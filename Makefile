@@ -25,7 +25,7 @@ help: ## Show this help
 
 setup: $(VENV)/.installed-demo ## Make .venv and install the package there, with what the demo needs
 
-demo: setup ## Train and compare two tiny models on a CPU; write pictures and a report to OUTPUT
+demo: setup ## Train a tiny captioner with DPO, DPO + anchor and MFPO on a CPU; write pictures and a report to OUTPUT
 	$(BIN)/mfpo demo --output-dir $(OUTPUT) --seed $(SEED)
 
 # The tests run offline, and on the CPU unless CUDA_VISIBLE_DEVICES says otherwise.

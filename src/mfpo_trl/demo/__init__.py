@@ -1,4 +1,4 @@
-"""A tiny world on a CPU: scenes, a captioner that hallucinates, and DPO and MFPO side by side."""
+"""A tiny world on a CPU: scenes, a captioner that presumes, and DPO, DPO with an anchor and MFPO side by side."""
 
 import lazy_loader
 
