@@ -7,6 +7,8 @@ SEED ?= 0
 # Each test worker holds its own PyTorch on one thread.
 WORKERS ?= $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))')
 PYTEST_ARGS ?=
+LABORATORY ?= laboratory-output
+ARMS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -14,12 +16,13 @@ INSTALL := $(PIP) install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format types docs build clean
+.PHONY: help setup demo laboratory test lint format types docs build clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) OUTPUT=$(OUTPUT) SEED=$(SEED) WORKERS=<test processes> PYTEST_ARGS=<more for pytest>'
+	@echo '           LABORATORY=$(LABORATORY) ARMS=<options of the laboratory>'
 	@echo 'pip takes PyTorch from its default index; for the smaller CPU build, set'
 	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'
 
@@ -27,6 +30,9 @@ setup: $(VENV)/.installed-demo ## Make .venv and install the package there, with
 
 demo: setup ## Train a tiny captioner with DPO, DPO + anchor and MFPO on a CPU; write pictures and a report to OUTPUT
 	$(BIN)/mfpo demo --output-dir $(OUTPUT) --seed $(SEED)
+
+laboratory: $(VENV)/.installed-test ## Measure objectives, negatives, orders and data in a small world; ARMS='--quick', '--all', ...
+	$(BIN)/python benchmarks/laboratory --folder $(LABORATORY) $(ARMS)
 
 # The tests run offline, and on the CPU unless CUDA_VISIBLE_DEVICES says otherwise.
 test: export CUDA_VISIBLE_DEVICES ?=

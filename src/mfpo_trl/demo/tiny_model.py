@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -35,9 +37,12 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}"""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, for the few words of the world's captions and of the chat template."""
-    words = [*COLOURS, *SHAPES, "a", ",", ".", ":", *QUESTION.split()]
+WORDS = (*COLOURS, *SHAPES, "a", ",", ".", ":", *QUESTION.split())
+"""Of captions and of the chat template."""
+
+
+def build_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """One token a word."""
     vocabulary = [PAD, BOS, EOS, UNKNOWN, IMAGE, *dict.fromkeys(words)]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -53,21 +58,27 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """Tokenizer, chat template and an image processor that keeps the pictures' 48 x 48 pixels as they are."""
+def build_processor(words: Sequence[str] = WORDS, size: int = SIZE, patch: int = CELL) -> LlavaProcessor:
+    """Tokenizer, chat template and an image processor that keeps the pictures' pixels as they are.
+
+    Args:
+        words: of the tokenizer.
+        size: of the square pictures, in pixels.
+        patch: side of what becomes one image token.
+    """
     images = CLIPImageProcessorPil(
         do_resize=False,
         do_center_crop=False,
         do_convert_rgb=False,
         image_mean=[BACKGROUND / 255] * 3,
         image_std=[0.25, 0.25, 0.25],
-        size={"height": SIZE, "width": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
+        size={"height": size, "width": size},
+        crop_size={"height": size, "width": size},
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
-        patch_size=CELL,
+        tokenizer=build_tokenizer(words),
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
@@ -77,9 +88,10 @@ def build_processor() -> LlavaProcessor:
 def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     """An untrained LLaVA: a CLIP tower that sees one patch a cell, two linear maps, a Llama of four layers."""
     tokenizer = processor.tokenizer
+    size, patch = processor.image_processor.size["height"], processor.patch_size
     vision = CLIPVisionConfig(
-        image_size=SIZE,
-        patch_size=CELL,
+        image_size=size,
+        patch_size=patch,
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=3,
@@ -103,7 +115,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(SIZE // CELL) ** 2,
+        image_seq_length=(size // patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,

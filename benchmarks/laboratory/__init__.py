@@ -1,0 +1,1 @@
+"""A world in which a stranger can check what preference objectives do: see `docs/results.md`."""
