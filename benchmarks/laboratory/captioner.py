@@ -19,7 +19,7 @@ from mfpo_trl.demo.tiny_model import build_model, build_processor
 from .world import CELL, DESCRIBE, GRID, KINDS, OBJECTS, SIZE, WORDS, Scene, ask, make_scenes
 
 MOST_NEW_TOKENS = 40
-MILD, FULL, NONE = 0.5, 1.0, 0.0
+NONE, LITTLE, HALF, FULL = 0.0, 0.25, 0.5, 1.0
 TOWER = 50
 """Added to the seed of the first stage's scenes, for those of the tower."""
 
@@ -41,7 +41,7 @@ class Stage:
     company: float
     learning_rate: float
     batch: int = 32
-    asked: float = 0.35
+    asked: float = 0.5
 
 
 def processor_of_the_world() -> LlavaProcessor:
@@ -123,7 +123,7 @@ def train_tower(
 def train_base(
     folder: Path, seeds: tuple[int, int], stages: tuple[Stage, Stage], tower: tuple[int, int], seed: int
 ) -> None:
-    """Train and save the base: all of it on the first stage, its language part and connector alone on the second.
+    """Train and save the base: its vision tower, and then its language part and connector on both stages.
 
     Args:
         folder: of the base.
@@ -136,8 +136,8 @@ def train_base(
     processor = processor_of_the_world()
     model = build_model(processor)
     train_tower(model.model.vision_tower, processor, seeds[0] + TOWER, *tower)
+    model.model.vision_tower.requires_grad_(False)
     for number, (scenes, stage) in enumerate(zip(seeds, stages, strict=True)):
-        model.model.vision_tower.requires_grad_(number == 0)
         rows = IterableDataset.from_generator(rows_of, gen_kwargs={"seed": scenes, "stage": stage})
         args = SFTConfig(
             output_dir=str(folder),

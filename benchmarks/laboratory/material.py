@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration, set_seed
 
 from mfpo_trl.cli import main as mfpo
 
-from .captioner import FULL, MILD, NONE, Stage, processor_of_the_world, train_base, write_answers
+from .captioner import FULL, HALF, LITTLE, NONE, Stage, processor_of_the_world, train_base, write_answers
 from .naming import mentions
 from .world import (
     BACKGROUND,
@@ -70,8 +70,8 @@ class Size:
 
     tower: tuple[int, int] = (600, 8000)
     stages: tuple[Stage, Stage] = (
-        Stage(steps=900, scenes=12000, company=MILD, learning_rate=1.5e-3),
-        Stage(steps=100, scenes=3200, company=FULL, learning_rate=1e-3),
+        Stage(steps=1500, scenes=16000, company=LITTLE, learning_rate=1e-3),
+        Stage(steps=60, scenes=3200, company=FULL, learning_rate=4e-4),
     )
     pairs: int = 400
     most: int = 1600
@@ -86,8 +86,8 @@ class Size:
 SMALL = Size(
     tower=(2, 64),
     stages=(
-        Stage(steps=4, scenes=64, company=MILD, learning_rate=1.5e-3),
-        Stage(steps=2, scenes=64, company=FULL, learning_rate=1e-3),
+        Stage(steps=4, scenes=64, company=LITTLE, learning_rate=1e-3),
+        Stage(steps=2, scenes=64, company=FULL, learning_rate=4e-4),
     ),
     pairs=24,
     most=40,
@@ -257,7 +257,7 @@ def _mixed(place: Place, folder: Path) -> None:
     third = place.size.pairs // 3 + 1
     rows = [
         {**row, "id": f"{company} {row['id']}"}
-        for company in (NONE, MILD, FULL)
+        for company in (NONE, HALF, FULL)
         for row in draw_pairs(place, company, third)
     ]
     build(rows[: place.size.pairs], folder, place)

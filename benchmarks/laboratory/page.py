@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from .plan import Plan
-from .plots import draw_headline, draw_questions
+from .plots import draw_headline, draw_questions, draw_world
 from .tables import QUESTIONS, Results, content_of, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -34,5 +34,6 @@ def with_tables(page: str, results: Results, plan: Plan) -> str:
 def write_page(results: Results, plan: Plan) -> None:
     """Tables and plots, anew."""
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), results, plan), encoding="utf-8")
+    draw_world(DOCS / "images" / "laboratory-world.png")
     draw_headline(DOCS / "images" / "laboratory.png", results, plan)
     draw_questions(DOCS / "images" / "laboratory-questions.png", results, plan)

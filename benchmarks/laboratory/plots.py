@@ -5,14 +5,28 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mfpo_trl.images import DispreferredImages
+
+from .material import redraw
 from .plan import Plan
 from .tables import Results, half_width, values
+from .world import COMPANIONS, DESCRIBE, OBJECTS, SIZE, make_scenes
 
 PLAIN, MIRRORED, BASE = "#1f6fb2", "#c8641b", "#6b6b6b"
 DOTS_PER_INCH = 110
+
+MADE = (
+    ("noise, linear step 500,\nin the key regions", "diffusion", {"step": 500, "schedule": "linear"}, "key"),
+    ("noise, vcd_sigmoid step 500,\nin the key regions", "diffusion", {"step": 500, "schedule": "vcd_sigmoid"}, "key"),
+    ("crop of the whole image", "crop", {}, "global"),
+    ("one region inpainted", "inpaint", {}, "partial"),
+    ("all regions inpainted", "inpaint", {}, "key"),
+)
+"""Dispreferred images of the picture of the world: title, corruption, options, region."""
 
 LINES: Mapping[str, Mapping[str, Mapping[float, str]]] = {
     "noise in the key regions, step": {
@@ -34,6 +48,34 @@ LINES: Mapping[str, Mapping[str, Mapping[float, str]]] = {
     },
 }
 """Titles of panels, lines, and the arms at their points."""
+
+
+def draw_world(path: Path) -> None:
+    """Scenes with and without habits, one with its captions, dispreferred images and its twin."""
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    panels = figure.subplots(2, 6)
+    for line, (title, company) in zip(panels, (("with habits", 1.0), ("without habits", 0.0)), strict=True):
+        for axes, scene in zip(line[:3], make_scenes(3, 8, company), strict=True):
+            _show(axes, scene.image, ",\n".join(scene.names))
+        line[0].set_ylabel(title)
+    scene = make_scenes(3, 8, 1.0)[0]
+    boxes = [list(thing.box) for thing in scene.things]
+    row = {"id": "shown", "prompt": DESCRIBE, "chosen": "", "key_regions": boxes}
+    for axes, (title, corruption, kwargs, region) in zip([*panels[0][3:], *panels[1][3:5]], MADE, strict=True):
+        making = DispreferredImages(corruption, kwargs, region, 0, lambda height, width: SIZE)
+        _show(axes, making(row, [scene.image])[0], title)
+    thing, region = scene.things[0], np.zeros((SIZE, SIZE), dtype=bool)
+    region[thing.box[1] : thing.box[3], thing.box[0] : thing.box[2]] = True
+    new = next(name for name in OBJECTS if name not in scene.names and not COMPANIONS[name] & set(scene.names))
+    edited, _ = redraw(scene.image, region, thing.name, new, np.random.default_rng(0))
+    _show(panels[1][5], edited, f"the twin: {thing.name}\nbecomes {new}")
+    _save(figure, (), path)
+
+
+def _show(axes: Any, image: Any, title: str) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
 
 
 def draw_headline(path: Path, results: Results, plan: Plan) -> None:
