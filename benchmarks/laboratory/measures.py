@@ -89,7 +89,9 @@ def negatives(recipe: Path) -> dict[str, float]:
     them from real ones, and what the image is worth to the base, in nats a row and a token of the key words."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        run(["check", "--config", str(recipe), "--rows", "128", "--negatives", "--json"])
+        # Where nothing was trained yet.
+        empty = ["--output_dir", str(recipe.parent / "negatives")]
+        run(["check", "--config", str(recipe), *empty, "--rows", "128", "--negatives", "--json"])
     (found,) = [own for own in json.loads(said.getvalue())["findings"] if own["check"] == "negatives"]
     details = found["details"]
     return {
