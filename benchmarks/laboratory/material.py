@@ -70,7 +70,7 @@ class Size:
 
     tower: tuple[int, int] = (600, 8000)
     stages: tuple[Stage, Stage] = (
-        Stage(steps=1500, scenes=16000, company=LITTLE, learning_rate=1e-3),
+        Stage(steps=2600, scenes=24000, company=LITTLE, learning_rate=1e-3, asked=0.55),
         Stage(steps=60, scenes=3200, company=FULL, learning_rate=4e-4),
     )
     pairs: int = 400
