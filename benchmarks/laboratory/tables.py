@@ -20,6 +20,7 @@ QUESTIONS = {
     3: "How much noise",
     4: "Terms and weights",
     5: "The order of the rows",
+    6: "Rewards, and whether the image is looked at",
     7: "Mirror rows",
     8: "How it grows",
 }
@@ -27,6 +28,7 @@ BESIDE = {
     2: ("dpo+anchor", "mdpo", "mfpo"),
     3: ("mfpo",),
     4: ("dpo+anchor", "mfpo"),
+    6: ("dpo", "dpo+anchor", "mdpo", "mfpo", "symmpo", "mfpo-sym", "dpo+anchor, mirror", "mfpo, mirror"),
     7: ("sft", "dpo", "dpo+anchor", "mfpo", "svco", "symmpo", "icvco", "mfpo-sym"),
     8: ("dpo+anchor", "mfpo"),
 }
@@ -40,13 +42,19 @@ COLUMNS = {
     "words": ("captions", "words", 1),
     "yes/no": ("objects", "accuracy", 100),
     "sizes": ("sizes", "accuracy", 100),
+}
+"""Heading: group, figure and factor."""
+
+LOOKING = {
     "changed": ("reliance", "answer_change", 100),
+    "accuracy": ("reliance", "accuracy", 100),
+    "without": ("reliance", "accuracy_without_image", 100),
     "blind": ("reliance", "blind_accuracy", 100),
     "text": ("reliance", "text_reward", 1),
     "image": ("reliance", "image_reward", 1),
+    "balance": ("reliance", "balance", 1),
     "key": ("reliance", "key_region_reliance", 1),
 }
-"""Heading: group, figure and factor."""
 
 MORE_COLUMNS = {
     3: {
@@ -59,6 +67,7 @@ MORE_COLUMNS = {
 }
 MORE_COLUMNS[2] = MORE_COLUMNS[3]
 """Of some questions."""
+EVERY_COLUMN = COLUMNS | LOOKING | MORE_COLUMNS[3]
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Of Student's t, by degrees of freedom."""
@@ -110,7 +119,7 @@ def _rounded(found: Any) -> Any:
 
 def values(figures: Mapping[int, Figures], heading: str, seeds: Sequence[int] | None = None) -> list[float]:
     """A column of an arm, a number a seed."""
-    group, name, factor = (COLUMNS | MORE_COLUMNS[3])[heading]
+    group, name, factor = EVERY_COLUMN[heading]
     found = [own.get(group, {}).get(name) for seed, own in figures.items() if seeds is None or seed in seeds]
     return [factor * own for own in found if own is not None]
 
@@ -122,12 +131,17 @@ def half_width(numbers: Sequence[float]) -> float | None:
     return T_95[len(numbers) - 1] * stdev(numbers) / len(numbers) ** 0.5
 
 
-def cell(numbers: Sequence[float]) -> str:
+def cell(numbers: Sequence[float], digits: int = 1) -> str:
     """The mean, and half of its interval where there are several seeds."""
     if not numbers:
         return ""
     half = half_width(numbers)
-    return f"{mean(numbers):.1f}" if half is None else f"{mean(numbers):.1f} ±{half:.1f}"
+    return f"{mean(numbers):.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
+
+
+def shown(figures: Mapping[int, Figures], heading: str) -> str:
+    """The cell of a column: shares in per cent and words with one digit, others with two."""
+    return cell(values(figures, heading), 1 if EVERY_COLUMN[heading][2] == 100 or heading == "words" else 2)
 
 
 def gain(results: Results, name: str, other: str, heading: str) -> list[float]:
@@ -147,14 +161,15 @@ def arms_of(plan: Plan, results: Results, question: int) -> list[str]:
 def content_of(results: Results, plan: Plan, question: int) -> list[list[str]]:
     """Head and rows of the table of a question; empty where none of its arms has figures."""
     names = arms_of(plan, results, question)
-    if not any(plan.arms[name].question == question for name in names if name in plan.arms):
+    own = {name for name, arm in plan.arms.items() if arm.question == question} or {*BESIDE[question]}
+    if not own & {*names}:
         return []
-    columns = [*COLUMNS, *MORE_COLUMNS.get(question, ())]
+    columns = [*LOOKING] if question == 6 else [*COLUMNS, *MORE_COLUMNS.get(question, ())]
     rows = []
     for name in names:
         figures = results.figures(name)
         above = "" if name == "base" else cell(gain(results, name, "base", "F1"))
-        rows.append([name, str(len(figures)), above, *(cell(values(figures, heading)) for heading in columns)])
+        rows.append([name, str(len(figures)), above, *(shown(figures, heading) for heading in columns)])
     return [["arm", "seeds", "F1 - base", *columns], *rows]
 
 
