@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from .material import CHOOSE, SMALL, TEST, Size
-from .plan import HERE, RATES, Arm, Plan, read_plan, read_rates
+from .plan import HERE, RATES, USUAL, Arm, Plan, read_plan, read_rates
 from .running import BASE, Job, all_done, all_made, base_digest, seed_folder, with_rate
 from .tables import Results, choice_table, tables
 
@@ -184,7 +184,7 @@ def choose(plan: Plan, options: argparse.Namespace) -> int:
         return 1
     folder = seed_folder(options.folder, SEED_TO_CHOOSE)
     base, jobs = base_digest(folder / "base"), []
-    for rate in sorted(RATES, key=lambda own: own != RATES[1]):
+    for rate in sorted(RATES, key=lambda own: own != USUAL):
         for arm in arms:
             own = with_rate(arm, rate)
             settings = own.settings({own.rated: rate})

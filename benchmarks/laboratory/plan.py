@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
-RATES = (1e-4, 2e-4, 4e-4)
+RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 """Of the search, the same for every arm."""
+USUAL = 2e-4
+"""Before a choice was made."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Arm:
         return {
             "data": self.data,
             "rounds": self.rounds,
-            "train": {**self.train, "learning_rate": rates.get(self.rated, RATES[1])},
+            "train": {**self.train, "learning_rate": rates.get(self.rated, USUAL)},
         }
 
 
