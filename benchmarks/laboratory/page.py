@@ -35,5 +35,7 @@ def write_page(results: Results, plan: Plan) -> None:
     """Tables and plots, anew."""
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), results, plan), encoding="utf-8")
     draw_world(DOCS / "images" / "laboratory-world.png")
+    if "base" not in results.kept:
+        return
     draw_headline(DOCS / "images" / "laboratory.png", results, plan)
     draw_questions(DOCS / "images" / "laboratory-questions.png", results, plan)

@@ -1,6 +1,5 @@
 """`benchmarks/laboratory`: its world, its plan, and one seed of it, small, through every command that it uses."""
 
-import json
 from dataclasses import replace
 from statistics import mean, stdev
 
@@ -99,16 +98,6 @@ def test_an_arm_is_a_training(name, tmp_path):
 
 def test_folders_of_arms_are_their_own():
     assert len({arm.folder for arm in PLAN.arms.values()}) == len(PLAN.arms)
-
-
-def test_rates_come_from_one_search():
-    path = plan.HERE / "choices.json"
-    content = json.loads(path.read_text())
-    assert content["seed"] not in (*command.SEEDS, *command.MORE_SEEDS)
-    for name, own in content["arms"].items():
-        assert PLAN.arms[name].rated == name and {float(rate) for rate in own["tried"]} == set(plan.RATES)
-        assert own["tried"][f"{own['chosen']:g}"]["f1"] == max(tried["f1"] for tried in own["tried"].values())
-    assert content["arms"].keys() == {arm.name for arm in PLAN.searched()}
 
 
 # One seed
