@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from laboratory.command import build_parser as build_laboratory
 from transformers import (
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
@@ -136,6 +137,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     benchmarks = build_score()._subparsers._group_actions[0].choices
     found |= {"generate": build_generate(), "merge": build_merge(), "reliance": build_reliance()}
     found |= {f"score {name}": parser for name, parser in benchmarks.items()}
+    found["laboratory"] = build_laboratory()
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         if "ArgumentParser" in path.read_text():
             found[path.name] = _parser_of(lambda path=path: runpy.run_path(str(path), run_name="__main__"))
@@ -243,9 +245,11 @@ def _started(rest: list[str], folder: Path) -> None:
     """A script or module behind `python`, `accelerate launch`, `torchrun`, `sbatch` or `bash`."""
     if "--config_file" in rest:
         assert (ROOT / rest[rest.index("--config_file") + 1]).is_file()
-    script = next((n for n, word in enumerate(rest) if word.endswith((".py", ".slurm", ".ci/run"))), None)
+    programs = (".py", ".slurm", ".ci/run", "benchmarks/laboratory")
+    script = next((n for n, word in enumerate(rest) if word.endswith(programs)), None)
     if script is not None:
-        assert (ROOT / rest[script]).is_file(), rest[script]
+        path = ROOT / rest[script]
+        assert (path / "__main__.py" if path.is_dir() else path).is_file(), rest[script]
         name, arguments = Path(rest[script]).name, rest[script + 1 :]
         if name == "train_mfpo.py":
             trained(fields_of(arguments))
