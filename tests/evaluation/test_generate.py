@@ -353,6 +353,7 @@ def test_forms_of_rows(form, tmp_path):
         ({"prompt": "q", "image": "../secret.png"}, "row 0: '../secret.png' lies outside of"),
         ({"prompt": "q", "image": "http://x/y.png"}, "row 0: 'http://x/y.png' is a URL"),
         ({"image": None}, "row 0: has no 'prompt' or 'question', only 'image'"),
+        ({"image": None, "prompt": ""}, "row 0: field 'prompt' is empty; ask the same of every row"),
         (
             {"prompt": "<image> and <image>"},
             "row 0: field 'prompt' has 2 place(s) for an image, and the row has 0 image(s)",

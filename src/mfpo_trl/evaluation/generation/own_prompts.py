@@ -94,10 +94,10 @@ def question_of(row: Mapping[str, Any]) -> Any:
     """
     found = next((row[name] for name in QUESTIONS if row.get(name)), None)
     if found is None:
-        there = ", ".join(map(repr, row))
-        raise ValueError(
-            f"has no {' or '.join(map(repr, QUESTIONS[:2]))}, only {there}; ask the same of every row with --prompt"
-        )
+        empty = [name for name in QUESTIONS if name in row]
+        wanted = " or ".join(map(repr, QUESTIONS[:2]))
+        what = f"field {empty[0]!r} is empty" if empty else f"has no {wanted}, only {', '.join(map(repr, row))}"
+        raise ValueError(f"{what}; ask the same of every row with --prompt")
     if not isinstance(found, str) and found[-1].get("role", "user") != "user":
         raise ValueError(f"its prompt ends with a message of {shown(found[-1].get('role'))}; expected the user's")
     return found
