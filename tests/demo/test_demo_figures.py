@@ -28,6 +28,7 @@ def shown(figures: list[dict[str, float]]) -> str:
     [
         ("demo.json", "README.md"),
         ("demo_choices.json", "docs/method.md"),
+        ("mirror_rows.json", "docs/data.md"),
     ],
 )
 def test_every_student_stands_in_the_table_with_its_means(file, page):
