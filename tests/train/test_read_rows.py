@@ -5,6 +5,7 @@ import logging
 import re
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -416,6 +417,8 @@ def test_a_path_that_is_not_there_is_no_name_on_the_hub(name, tmp_path, monkeypa
 def test_a_name_that_the_hub_may_have(tmp_path, monkeypatch):
     """Is asked for, which ends at once where there is no network to be used."""
     monkeypatch.chdir(tmp_path)
+    # Offline, `datasets` takes a folder of that name which it has read before, wherever it lay.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name in ("user/rows", "rows"):
         with pytest.raises(ValueError, match=f"no folder or file '{name}' here, nor a data set .* on the Hub"):
             splits(name)
