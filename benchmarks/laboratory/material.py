@@ -15,6 +15,7 @@ from PIL import ImageDraw
 from transformers import LlavaForConditionalGeneration, set_seed
 
 from mfpo_trl.cli import main as mfpo
+from mfpo_trl.demo.scenes import caption_of
 
 from .captioner import FULL, HALF, LITTLE, NONE, Stage, processor_of_the_world, train_base, write_answers
 from .naming import mentions
@@ -25,7 +26,6 @@ from .world import (
     OBJECTS,
     Scene,
     ask,
-    caption_of,
     draw_shape,
     make_scenes,
     noisy,

@@ -4,11 +4,13 @@ A picture is 64 x 64 pixels, a grid of 4 x 4 cells with at most one thing in a c
 demo's world `company` says how strongly a scene keeps to them. Blots are grey and have no name; bars lie over objects and hide a part.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from mfpo_trl.demo.scenes import caption_of, choose_names
 
 COLOURS = {"red": (205, 60, 55), "green": (60, 160, 75), "blue": (65, 95, 205), "yellow": (225, 190, 50)}
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
@@ -23,7 +25,6 @@ COMPANIONS = {name: frozenset(triple) - {name} for triple in TRIPLES for name in
 
 CELL, GRID = 16, 4
 SIZE = CELL * GRID
-COUNTS = (2, 3, 4, 5)
 SMALL, LARGE = (8, 10), (12, 15)
 """Sides of an object in pixels, the last excluded."""
 BACKGROUND, BLOT, BAR = 190, (120, 115, 110), (90, 90, 95)
@@ -59,23 +60,6 @@ class Scene:
         return caption_of(self.names)
 
 
-def caption_of(names: Sequence[str]) -> str:
-    """`a red circle , a blue square .`"""
-    return " , ".join(f"a {name}" for name in names) + " ."
-
-
-def choose_names(rng: np.random.Generator, company: float) -> list[str]:
-    """Two to five different objects; each after the first is, with probability `company`, a companion of one before."""
-    count = int(rng.choice(COUNTS))
-    chosen = [OBJECTS[rng.integers(len(OBJECTS))]]
-    while len(chosen) < count:
-        absent = [name for name in OBJECTS if name not in chosen]
-        companions = [name for name in absent if any(name in COMPANIONS[other] for other in chosen)]
-        pool = companions if companions and rng.random() < company else absent
-        chosen.append(pool[rng.integers(len(pool))])
-    return chosen
-
-
 def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: tuple[int, int, int, int], colour: tuple[int, ...]) -> None:
     """One shape that touches all four sides of `box` (pixels, far sides excluded)."""
     x0, y0, x1, y1 = box[0], box[1], box[2] - 1, box[3] - 1
@@ -109,7 +93,7 @@ def noisy(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 def make_scene(rng: np.random.Generator, company: float) -> Scene:
     """Draw one scene: which objects, where, how large, in which tint; blots in free cells; bars; noise."""
-    names = choose_names(rng, company)
+    names = choose_names(rng, company, OBJECTS, COMPANIONS)
     image = Image.new("RGB", (SIZE, SIZE), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(image)
     cells = rng.permutation(GRID * GRID)

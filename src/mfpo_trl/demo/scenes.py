@@ -8,7 +8,7 @@ learns to name what usually comes along, whether it is there or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,18 +60,23 @@ class Scene:
         return caption_of(self.names)
 
 
-def caption_of(names: list[str]) -> str:
+def caption_of(names: Sequence[str]) -> str:
     """Caption that names `names` in their order: `a red circle , a blue square .`"""
     return " , ".join(f"a {name}" for name in names) + " ."
 
 
-def choose_names(rng: np.random.Generator, company: float) -> list[str]:
+def choose_names(
+    rng: np.random.Generator,
+    company: float,
+    objects: Sequence[str] = OBJECTS,
+    companions_of: Mapping[str, Collection[str]] = _COMPANIONS,
+) -> list[str]:
     """Two to five different objects; each after the first is, with probability `company`, a companion of one before."""
     count = int(rng.choice(COUNTS))
-    chosen = [OBJECTS[rng.integers(len(OBJECTS))]]
+    chosen = [objects[rng.integers(len(objects))]]
     while len(chosen) < count:
-        absent = [name for name in OBJECTS if name not in chosen]
-        companions = [name for name in absent if any(name in _COMPANIONS[other] for other in chosen)]
+        absent = [name for name in objects if name not in chosen]
+        companions = [name for name in absent if any(name in companions_of[other] for other in chosen)]
         pool = companions if companions and rng.random() < company else absent
         chosen.append(pool[rng.integers(len(pool))])
     return chosen
