@@ -68,7 +68,7 @@ def caption_of(names: Sequence[str]) -> str:
 def choose_names(
     rng: np.random.Generator,
     company: float,
-    objects: Sequence[str] = OBJECTS,
+    objects: tuple[str, ...] = OBJECTS,
     companions_of: Mapping[str, Collection[str]] = _COMPANIONS,
 ) -> list[str]:
     """Two to five different objects; each after the first is, with probability `company`, a companion of one before."""
